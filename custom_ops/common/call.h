@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a kernel sees of onnxruntime: the attributes of its node, and the inputs and outputs of one call.
+#pragma once
+
+#include <onnxruntime_c_api.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "error.h"
+#include "tensor.h"
+
+namespace poptransformer {
+
+/// onnxruntime's function table; set by RegisterCustomOps before anything else here runs.
+inline const OrtApi* g_ort = nullptr;
+
+/// Throws the message of a failed onnxruntime call.
+inline void check(OrtStatus* status) {
+  if (status == nullptr) return;
+  std::string message = g_ort->GetErrorMessage(status);
+  g_ort->ReleaseStatus(status);
+  throw Error(message);
+}
+
+constexpr bool kOptional = true;
+
+/// Name and element type of one input or output; an optional one may be left out of the node.
+struct ArgumentSpec {
+  const char* name;
+  ElementType type;
+  bool optional = false;
+};
+
+/// What onnxruntime has to know of an op before it makes a kernel.
+struct OpSpec {
+  const char* name;
+  std::vector<ArgumentSpec> inputs;
+  std::vector<ArgumentSpec> outputs;
+};
+
+/// The attributes of one node, read when its kernel is created.
+class Attributes {
+ public:
+  Attributes(const OpSpec& spec, const OrtKernelInfo* info) : spec_(spec), info_(info) {}
+
+  /// @throws Error if the attribute is missing.
+  int64_t get_int(const char* name) const {
+    int64_t value = 0;
+    require(g_ort->KernelInfoGetAttribute_int64(info_, name, &value), name, "int");
+    return value;
+  }
+
+  /// @throws Error if the attribute is missing.
+  float get_float(const char* name) const {
+    float value = 0;
+    require(g_ort->KernelInfoGetAttribute_float(info_, name, &value), name, "float");
+    return value;
+  }
+
+  /// Throws `poptransformer.<op>: attribute '<name>' must be <expected>, found <found>`.
+  template <class Found>
+  [[noreturn]] void reject(const char* name, const std::string& expected, const Found& found) const {
+    fail("poptransformer.", spec_.name, ": attribute '", name, "' must be ", expected, ", found ", found);
+  }
+
+ private:
+  void require(OrtStatus* status, const char* name, const char* kind) const {
+    if (status == nullptr) return;
+    g_ort->ReleaseStatus(status);
+    fail("poptransformer.", spec_.name, ": attribute '", name, "' (", kind, ") is required");
+  }
+
+  const OpSpec& spec_;
+  const OrtKernelInfo* info_;
+};
+
+/// One execution of a node: its inputs and outputs.
+class Call {
+ public:
+  Call(const OpSpec& spec, OrtKernelContext* context) : spec_(spec), context_(context) {}
+
+  /// The input at `index`; false in a boolean context if it is optional and was left out.
+  Tensor input(size_t index) const {
+    Tensor tensor(spec_.name, spec_.inputs[index].name);
+    const OrtValue* value = nullptr;
+    if (index < input_count()) check(g_ort->KernelContext_GetInput(context_, index, &value));
+    if (value == nullptr) return tensor;
+    tensor.present = true;
+    OrtTensorTypeAndShapeInfo* info = nullptr;
+    check(g_ort->GetTensorTypeAndShape(value, &info));
+    OrtStatus* status = read_shape(info, &tensor);
+    g_ort->ReleaseTensorTypeAndShapeInfo(info);
+    check(status);
+    if (tensor.shape.rank > Shape::kMaxRank) {
+      tensor.reject("of rank " + std::to_string(Shape::kMaxRank) + " or less", tensor.shape.rank);
+    }
+    check(g_ort->GetTensorMutableData(const_cast<OrtValue*>(value), const_cast<void**>(&tensor.data)));
+    return tensor;
+  }
+
+  /// Memory for the output at `index`; null if it is optional and nobody wants it.
+  template <class T>
+  T* output(size_t index, const Shape& shape) {
+    OrtValue* value = nullptr;
+    if (index < output_count()) {
+      check(g_ort->KernelContext_GetOutput(context_, index, shape.dims, shape.rank, &value));
+    }
+    void* data = nullptr;
+    if (value != nullptr) check(g_ort->GetTensorMutableData(value, &data));
+    return static_cast<T*>(data);
+  }
+
+  /// Throws `poptransformer.<op>: <parts...>`, for conditions between inputs.
+  template <class... Parts>
+  [[noreturn]] void fail(const Parts&... parts) const {
+    poptransformer::fail("poptransformer.", spec_.name, ": ", parts...);
+  }
+
+ private:
+  size_t input_count() const {
+    size_t count = 0;
+    check(g_ort->KernelContext_GetInputCount(context_, &count));
+    return count;
+  }
+
+  size_t output_count() const {
+    size_t count = 0;
+    check(g_ort->KernelContext_GetOutputCount(context_, &count));
+    return count;
+  }
+
+  static OrtStatus* read_shape(const OrtTensorTypeAndShapeInfo* info, Tensor* tensor) {
+    OrtStatus* status = g_ort->GetTensorElementType(info, &tensor->type);
+    if (status == nullptr) status = g_ort->GetDimensionsCount(info, &tensor->shape.rank);
+    if (status == nullptr && tensor->shape.rank <= Shape::kMaxRank) {
+      status = g_ort->GetDimensions(info, tensor->shape.dims, tensor->shape.rank);
+    }
+    return status;
+  }
+
+  const OpSpec& spec_;
+  OrtKernelContext* context_;
+};
+
+}  // namespace poptransformer

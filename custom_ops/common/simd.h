@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+// Run-time choice of the instruction set: one library runs everywhere, no -march is needed.
+//
+// A kernel has a portable version in plain loops and, where it pays, an AVX2 one:
+//
+//   void scale_portable(float* x, size_t n);
+//   #if POPTRANSFORMER_X86
+//   POPTRANSFORMER_AVX2 void scale_avx2(float* x, size_t n) { ... intrinsics ... }
+//   #endif
+//   const auto scale = POPTRANSFORMER_PICK(scale);
+//
+// Lambdas and templates of other headers do not inherit the attribute: keep AVX2 code in plain functions.
+#pragma once
+
+#include <cstdlib>
+#include <cstring>
+
+#include "error.h"
+
+#if defined(__x86_64__)
+#define POPTRANSFORMER_X86 1
+#include <immintrin.h>
+/// Compiles one function for AVX2, FMA and F16C, whatever the rest of the file is compiled for.
+#define POPTRANSFORMER_AVX2 __attribute__((target("avx2,fma,f16c")))
+#else
+#define POPTRANSFORMER_X86 0
+#endif
+
+/// Before a loop of constant length over an array of vectors: unrolled this early, the array becomes registers. Without
+/// it on every such loop of a function, GCC 12 keeps storing the array to the stack (half the speed).
+#if defined(__clang__)
+#define POPTRANSFORMER_UNROLL _Pragma("unroll")
+#else
+#define POPTRANSFORMER_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+namespace poptransformer {
+
+enum class Simd { kPortable, kAvx2 };
+
+/// True if this processor runs functions marked POPTRANSFORMER_AVX2.
+inline bool has_avx2() {
+#if POPTRANSFORMER_X86
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+#else
+  return false;
+#endif
+}
+
+/// The processor's best, or what the environment variable POPTRANSFORMER_SIMD ("portable", "avx2", "auto") says.
+/// @throws Error if the variable names something else, or something this processor cannot run.
+inline Simd detect_simd() {
+  const char* wanted = std::getenv("POPTRANSFORMER_SIMD");
+  if (wanted == nullptr || *wanted == '\0' || std::strcmp(wanted, "auto") == 0) {
+    return has_avx2() ? Simd::kAvx2 : Simd::kPortable;
+  }
+  if (std::strcmp(wanted, "portable") == 0) return Simd::kPortable;
+  if (std::strcmp(wanted, "avx2") != 0) {
+    fail("POPTRANSFORMER_SIMD must be 'auto', 'portable' or 'avx2', found '", wanted, "'");
+  }
+  if (!has_avx2()) fail("POPTRANSFORMER_SIMD is 'avx2', but this processor lacks AVX2, FMA or F16C");
+  return Simd::kAvx2;
+}
+
+/// The instruction set all kernels use; read once per process.
+inline Simd simd() {
+  static const Simd level = detect_simd();
+  return level;
+}
+
+/// `name_avx2` where it can run, else `name_portable`.
+#if POPTRANSFORMER_X86
+#define POPTRANSFORMER_PICK(name) \
+  (::poptransformer::simd() == ::poptransformer::Simd::kAvx2 ? name##_avx2 : name##_portable)
+#else
+#define POPTRANSFORMER_PICK(name) (name##_portable)
+#endif
+
+}  // namespace poptransformer

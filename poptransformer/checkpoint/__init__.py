@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints: a folder, hub name, package resource or `.gguf` file as config, lazy weights, tokenizer.
+
+Importing this package imports numpy and nothing heavier; what a format needs is imported when a file of it is
+opened.
+"""
+
+from poptransformer.checkpoint.checkpoint import Checkpoint, save_checkpoint_files
+from poptransformer.checkpoint.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    MissingConfigKeyError,
+    MissingWeightError,
+    ShapeMismatchError,
+    TokenizerError,
+    UnsupportedCheckpointError,
+)
+from poptransformer.checkpoint.hf_config import HFConfig
+from poptransformer.checkpoint.mapped_file import release
+from poptransformer.checkpoint.open import open_checkpoint, open_checkpoint_files, random_checkpoint
+from poptransformer.checkpoint.state_dict import LazyTensor, StateDict
+from poptransformer.checkpoint.tokenizer import Tokenizer
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "CheckpointNotFoundError",
+    "CorruptCheckpointError",
+    "HFConfig",
+    "LazyTensor",
+    "MissingConfigKeyError",
+    "MissingWeightError",
+    "ShapeMismatchError",
+    "StateDict",
+    "Tokenizer",
+    "TokenizerError",
+    "UnsupportedCheckpointError",
+    "open_checkpoint",
+    "open_checkpoint_files",
+    "random_checkpoint",
+    "release",
+    "save_checkpoint_files",
+]

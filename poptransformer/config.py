@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a configuration may hold: every key with its meaning, its default and the values it accepts.
+
+These dataclasses are the one list of keys: the base configuration of the examples is made from their
+defaults, and composed configurations are checked against them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+from poptransformer.errors import ConfigError, did_you_mean
+from poptransformer.rules import (
+    COUNTS,
+    FLAG,
+    FRACTION,
+    NOT_NEGATIVE,
+    POSITIVE,
+    POSITIVE_FRACTION,
+    TEXT,
+    TEXT_LIST,
+    TEXTS,
+    Rule,
+    choice,
+    integer,
+    or_null,
+)
+
+LOG_LEVELS = ("debug", "info", "warning", "error", "critical", "off")
+POPART_LOG_LEVELS = ("trace", "debug", "info", "warn", "err", "critical", "off")
+OUTLINE_BLOCKS = ("single_block", "multi_block")
+HF_MODEL_CLASSES = ("auto_model", "auto_model_for_causallm")
+
+
+def _setting(default: Any, rule: Rule) -> Any:
+    return dataclasses.field(default=default, metadata={"rule": rule})
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """One group of keys. A subclass's fields are the keys, each with its default and its rule."""
+
+    NAME: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        self.check(vars(self))
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Returns the names of the section's keys."""
+        return [field.name for field in dataclasses.fields(cls)]
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """Returns the keys with their defaults, as a dictionary of its own."""
+        values = {field.name: field.default for field in dataclasses.fields(cls)}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+    @classmethod
+    def check(cls, values: Mapping[str, Any]) -> None:
+        """Checks the values of the section's keys; keys that are not the section's are passed over.
+
+        Raises:
+            ConfigError: for the first value that its key does not accept.
+        """
+        for field in dataclasses.fields(cls):
+            if field.name in values:
+                field.metadata["rule"].check(full_key(cls.NAME, field.name), values[field.name])
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
+        """Makes the section from its part of a configuration.
+
+        Raises:
+            ConfigError: a key is unknown, or a value is not accepted.
+        """
+        check_keys(cls.NAME, values, cls.names())
+        return cls(**{key: values[key] for key in values if not is_private(key)})
+
+
+def full_key(section: str, key: str) -> str:
+    """Returns a key's name as it is written on a command line, such as `model.topk`."""
+    return f"{section}.{key}" if section else key
+
+
+def is_private(key: object) -> bool:
+    """Whether a key is Hydra's (`_target_`) or the user's own (`_width`, for interpolations)."""
+    return str(key).startswith("_")
+
+
+def check_keys(section: str, keys: Iterable[str], known: Sequence[str]) -> None:
+    """Raises `Unknown key <section>.<key>. Nearest: ...` for a key that is not among `known`."""
+    for key in keys:
+        if key not in known and not is_private(key):
+            raise ConfigError(f"Unknown key {full_key(section, key)}. {did_you_mean(str(key), known)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class TopLevel(Section):
+    """The keys beside the groups `global_args`, `session`, `model` and `inputs`.
+
+    Attributes:
+        log_level: least severe messages of this package that are shown; `info` lists every tensor and block.
+        popart_log_level: the same for the runtime; the name is PopART's, the runtime is onnxruntime.
+        stream: print the text as it is generated; false generates it in one call, then prints it.
+    """
+
+    log_level: str = _setting("warning", choice(*LOG_LEVELS))
+    popart_log_level: str = _setting("err", choice(*POPART_LOG_LEVELS))
+    stream: bool = _setting(True, FLAG)
+
+
+@dataclasses.dataclass(frozen=True)
+class GlobalArgs(Section):
+    """What holds for the whole build.
+
+    Attributes:
+        num_replicas: tensor-parallel replicas that each weight is divided among.
+        batch_size: rows (prompts) of one batch.
+        batch_per_step: batches that one call of `session.run` takes.
+        model_type: `shard` (each layer on one IPU) or `tp` (tensor parallel).
+        enable_pipeline: let the stages of `layer_per_ipu` work on several batches at a time.
+        precision: how the weights of matrix products are stored, such as `fp16`; the arithmetic is fp32.
+    """
+
+    NAME: ClassVar[str] = "global_args"
+
+    num_replicas: int = _setting(1, integer(1))
+    batch_size: int = _setting(1, integer(1))
+    batch_per_step: int = _setting(1, integer(1))
+    model_type: str = _setting("shard", TEXT)
+    enable_pipeline: bool = _setting(False, FLAG)
+    precision: str = _setting("fp16", TEXT)
+
+
+@dataclasses.dataclass(frozen=True)
+class SessionConfig(Section):
+    """How the model is compiled and run.
+
+    The first five steer PopART's compiler. They are kept for the IPU's cost model and change no result here.
+
+    Attributes:
+        disable_outlining: do not share code between equal blocks.
+        unstable_softmax: softmax without subtracting the maximum.
+        disable_matmul_multi_stage_reduce: sum partial products in one stage.
+        constant_folding_of_multiple_consumers: fold constants that several nodes read.
+        use_loop_candidate_creator: lay out loop variables as their consumers want them.
+        execution_cache_name: folder of compiled models that later runs use again; null compiles every time.
+        profile_name: folder that a profile of the run is written to; null writes none.
+        threads: CPU threads; null is one for each core that this process may use.
+    """
+
+    NAME: ClassVar[str] = "session"
+
+    disable_outlining: bool = _setting(False, FLAG)
+    unstable_softmax: bool = _setting(False, FLAG)
+    disable_matmul_multi_stage_reduce: bool = _setting(False, FLAG)
+    constant_folding_of_multiple_consumers: bool = _setting(True, FLAG)
+    use_loop_candidate_creator: bool = _setting(False, FLAG)
+    execution_cache_name: str | None = _setting(None, or_null(TEXT))
+    profile_name: str | None = _setting(None, or_null(TEXT))
+    threads: int | None = _setting(None, or_null(integer(1)))
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig(Section):
+    """Keys that every model takes; a model class may take more, as parameters of its constructor.
+
+    Attributes:
+        hf_model_name: hub name, folder, `.gguf` file or `package://<package>/<file>`.
+        hf_cache_dir: folder of hub downloads; null is the hub library's own.
+        hf_model_class_name: `auto_model` or `auto_model_for_causallm`.
+        override_hfconfig_from_json: a config.json to build with seeded random weights, in place of a
+            checkpoint's.
+        max_length: tokens of prompt and answer together; null is what the checkpoint was trained for.
+        layer_per_ipu: decoder blocks on each IPU in order, adding up to the model's; null puts all on one.
+        max_loop: most tokens to generate for a prompt; null goes on to `max_length`.
+        topk: 1 takes the likeliest token, k > 1 draws among the k likeliest, 0 among all; null is 1, or 0
+            where `temperature`, `top_p` or `min_p` ask for draws.
+        temperature: what the logits are divided by before a draw.
+        top_p: draw among the likeliest tokens that together have this probability.
+        min_p: leave out tokens less than `min_p` times as likely as the likeliest.
+        repetition_penalty: above 1, tokens that occurred already become less likely.
+        seed: seed of the draws, 0 to 2^63 - 1; null takes another one each time.
+        num_beams: beams of a beam search; 1 is no beam search.
+        stop: texts that end an answer.
+        early_stop: end a row at the checkpoint's end-of-text token; false goes on to `max_loop` tokens.
+        outline_blocks: which blocks share compiled code: `single_block`, `multi_block` or null.
+        num_embedding_partitions: pieces that the embedding table may be cut into.
+        fp8_cache: keep keys and values in 8 bits.
+        anchor_return_type: PopART's anchor return type; here `ALL`.
+    """
+
+    NAME: ClassVar[str] = "model"
+
+    hf_model_name: str | None = _setting(None, or_null(TEXT))
+    hf_cache_dir: str | None = _setting(None, or_null(TEXT))
+    hf_model_class_name: str = _setting("auto_model_for_causallm", choice(*HF_MODEL_CLASSES))
+    override_hfconfig_from_json: str | None = _setting(None, or_null(TEXT))
+    max_length: int | None = _setting(None, or_null(integer(1)))
+    layer_per_ipu: Sequence[int] | None = _setting(None, or_null(COUNTS))
+    max_loop: int | None = _setting(None, or_null(integer(1)))
+    topk: int | None = _setting(None, or_null(integer(0)))
+    temperature: float = _setting(1.0, NOT_NEGATIVE)
+    top_p: float = _setting(1.0, POSITIVE_FRACTION)
+    min_p: float = _setting(0.0, FRACTION)
+    repetition_penalty: float = _setting(1.0, POSITIVE)
+    seed: int | None = _setting(None, or_null(integer(0, 2**63 - 1)))
+    num_beams: int = _setting(1, integer(1))
+    stop: Sequence[str] | str = _setting((), TEXTS)
+    early_stop: bool = _setting(False, FLAG)
+    outline_blocks: str | None = _setting(None, or_null(choice(*OUTLINE_BLOCKS)))
+    num_embedding_partitions: int = _setting(1, integer(1))
+    fp8_cache: bool = _setting(False, FLAG)
+    anchor_return_type: str = _setting("ALL", TEXT)
+
+
+@dataclasses.dataclass(frozen=True)
+class InputsConfig(Section):
+    """What the models here read; a model with inputs of its own names them in its `build_input_dict`.
+
+    Attributes:
+        input_string_list: the prompts, one a row.
+        chat: wrap each prompt as a user's message by the checkpoint's chat template.
+        input_string: what is said to a chat model.
+        use_history: go on with the conversation so far.
+    """
+
+    NAME: ClassVar[str] = "inputs"
+
+    input_string_list: Sequence[str] = _setting((), TEXT_LIST)
+    chat: bool = _setting(False, FLAG)
+    input_string: str | None = _setting(None, or_null(TEXT))
+    use_history: bool = _setting(False, FLAG)
+
+
+def base_config() -> dict[str, Any]:
+    """Returns every key with its default; `inputs` is empty, as each model reads its own."""
+    session = {"_target_": "poptransformer.sessions.Session", **SessionConfig.defaults()}
+    return {
+        **TopLevel.defaults(),
+        "global_args": GlobalArgs.defaults(),
+        "session": session,
+        "model": ModelConfig.defaults(),
+        "inputs": {},
+    }

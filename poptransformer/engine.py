@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Python API: load a checkpoint, get logits, generate, stream, chat, save."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from poptransformer import generation
+from poptransformer.build import Build, use_build
+from poptransformer.checkpoint import Checkpoint, Tokenizer, open_checkpoint, open_checkpoint_files
+from poptransformer.errors import ConfigError
+from poptransformer.runtime.artefact import is_artefact, load_artefact, save_artefact
+from poptransformer.runtime.compiled import CompiledModel, compile_model
+from poptransformer.runtime.ort_session import SessionSettings
+from poptransformer.runtime.runtime import Runtime
+
+if TYPE_CHECKING:
+    from poptransformer.models.base_model import HFModel
+
+Ids = Sequence[int]
+Prompts = str | Sequence[str] | Ids | Sequence[Ids]
+
+
+class Engine:
+    """A model ready to run.
+
+    Attributes:
+        checkpoint: config, tokenizer and generation config.
+        runtime: the compiled model in onnxruntime.
+    """
+
+    def __init__(
+        self, compiled: CompiledModel, checkpoint: Checkpoint, settings: SessionSettings | None = None
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.runtime = Runtime(compiled, settings)
+
+    @classmethod
+    def from_model(cls, model: HFModel, settings: SessionSettings | None = None) -> Engine:
+        """Compiles a model whose `build_graph` has been called."""
+        return cls(compile_model(model), model.checkpoint, settings)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's tokenizer."""
+        return self.checkpoint.tokenizer
+
+    @property
+    def stop_token_ids(self) -> frozenset[int]:
+        """Ids that end an answer."""
+        return frozenset(self.runtime.compiled.info.stop_token_ids)
+
+    def logits(self, input_ids: Any, lengths: Any = None) -> np.ndarray:
+        """Returns the logits of a whole prefill.
+
+        Args:
+            input_ids: int `[B, L]`, right-padded; one row may be given as `[L]`.
+            lengths: int `[B]`, real tokens of each row; all of them by default.
+
+        Returns:
+            float32 `[B, L, V]`; what lies past a row's length means nothing.
+        """
+        ids = np.atleast_2d(np.asarray(input_ids, np.int64))
+        batch, count = ids.shape
+        if ids.size == 0:
+            raise ConfigError(f"input_ids has shape {list(ids.shape)}; expected at least one row of one token.")
+        lengths = np.full(batch, count) if lengths is None else np.asarray(lengths)
+        if lengths.shape != (batch,) or (lengths < 1).any() or (lengths > count).any():
+            raise ConfigError(f"lengths must hold {batch} numbers from 1 to {count}, found {lengths.tolist()}.")
+        generation.check_prompts(self.runtime, ids.tolist())
+        runner = self.runtime.start(batch, count)
+        positions = np.broadcast_to(np.arange(count), (batch, count))
+        return runner.forward(ids, lengths.astype(np.int64), positions).numpy()
+
+    def generate(self, prompts: Prompts, **sampling: Any) -> Any:
+        """Generates a continuation of every prompt.
+
+        Args:
+            prompts: a text, a list of texts, one list of ids or a list of such lists.
+            **sampling: `max_new_tokens`, `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `seed`,
+                `stop`, `num_beams`, `length_penalty`, `ignore_eos`; one value for all rows or a list of one per row. Greedy
+                unless said otherwise.
+
+        Returns:
+            The new text for a text, the new ids for ids; a list of them where a list of prompts was given.
+        """
+        rows, is_text, is_single = self._rows(prompts)
+        params = self.params(rows, **sampling)
+        if is_text:
+            answers: list[Any] = generation.generate_text(
+                self.runtime, rows, params, self.stop_token_ids, self.tokenizer.stream
+            )
+        else:
+            answers = generation.generate_ids(self.runtime, rows, params, self.stop_token_ids)
+        return answers[0] if is_single else answers
+
+    def stream(self, prompts: Prompts, **sampling: Any) -> Iterator[Any]:
+        """Generates step by step.
+
+        Args:
+            prompts: as for `generate`.
+            **sampling: as for `generate`, without beams.
+
+        Returns:
+            An iterator. For one text: pieces of text. For a list of texts: one list of pieces per step. For ids: one
+            list per step with a row's id each. None stands for a row that has ended. Wrong arguments raise here.
+        """
+        rows, is_text, is_single = self._rows(prompts)
+        params = self.params(rows, **sampling)
+        if not is_text:
+            return generation.generate_steps(self.runtime, rows, params, self.stop_token_ids)
+        steps = generation.stream_text(self.runtime, rows, params, self.stop_token_ids, self.tokenizer.stream)
+        return (step[0] for step in steps if step[0]) if is_single else steps
+
+    def chat(self, messages: Sequence[Mapping[str, str]], *, stream: bool = False, **sampling: Any) -> Any:
+        """Answers a conversation by the checkpoint's chat template.
+
+        Args:
+            messages: `{"role": "system" | "user" | "assistant", "content": text}`, oldest first.
+            stream: yield the answer in pieces instead of returning it.
+            **sampling: as for `generate`.
+        """
+        ids = self.tokenizer.encode(self.tokenizer.apply_chat_template(list(messages)), add_special_tokens=False)
+        params = self.params([ids], **sampling)
+        if stream:
+            steps = generation.stream_text(self.runtime, [ids], params, self.stop_token_ids, self.tokenizer.stream)
+            return (step[0] for step in steps if step[0])
+        return generation.generate_text(self.runtime, [ids], params, self.stop_token_ids, self.tokenizer.stream)[0]
+
+    def params(self, rows: Sequence[Ids], **sampling: Any) -> list[generation.SamplingParams]:
+        """Returns each row's sampling settings; without `max_new_tokens` a row may go on to `max_length`."""
+        if sampling.get("max_new_tokens") is None:
+            sampling["max_new_tokens"] = [max(1, self.runtime.max_length - len(row)) for row in rows]
+        return generation.sampling_rows(len(rows), **sampling)
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes the portable artefact, see `poptransformer.runtime.artefact`; `load` opens it."""
+        return save_artefact(self.runtime.compiled, self.checkpoint, folder)
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _rows(self, prompts: Prompts) -> tuple[list[list[int]], bool, bool]:
+        """Returns the prompts as rows of ids, whether they were text, and whether it was a single one."""
+        if isinstance(prompts, str):
+            return [self.tokenizer.encode(prompts)], True, True
+        items: list[Any] = list(prompts)
+        if not items:
+            raise ConfigError("The list of prompts is empty; give at least one text or one list of ids.")
+        if all(isinstance(item, str) for item in items):
+            return [self.tokenizer.encode(item) for item in items], True, False
+        if all(isinstance(item, (int, np.integer)) for item in items):
+            rows, single = [[int(item) for item in items]], True
+        else:
+            rows, single = [[int(i) for i in item] for item in items], False
+        return rows, False, single
+
+
+def load(
+    name_or_path: str | Path,
+    precision: str | None = None,
+    model_type: str = "shard",
+    num_replicas: int = 1,
+    max_length: int | None = None,
+    batch_size: int = 1,
+    threads: int | None = None,
+    cache_dir: str | Path | None = None,
+) -> Engine:
+    """Loads a checkpoint, or a folder that `Engine.save` wrote, and makes it ready to run.
+
+    Args:
+        name_or_path: hub name, folder, `.gguf` file, `package://<package>/<file>`, or a saved model.
+        precision: storage of the weights: fp32 (the default), fp16 or bf16. A saved model has its own.
+        model_type: `shard` or `tp`.
+        num_replicas: tensor-parallel replicas.
+        max_length: tokens of prompt and answer together; by default what the model was trained for.
+        batch_size: rows that the model is planned for; calls may use any number.
+        threads: CPU threads; None uses every core this process may use.
+        cache_dir: where hub downloads go.
+    """
+    from poptransformer.models import model_class_for
+
+    settings = SessionSettings(threads=threads)
+    if is_artefact(name_or_path):
+        return _load_saved(name_or_path, precision, max_length, settings)
+    checkpoint = open_checkpoint(name_or_path, cache_dir=cache_dir)
+    build = Build(
+        model_type=model_type, num_replicas=num_replicas, precision=precision or "fp32", batch_size=batch_size
+    )
+    with use_build(build):
+        model = model_class_for(checkpoint.config).from_checkpoint(checkpoint, max_length=max_length)
+    model.build_graph()
+    return Engine.from_model(model, settings)
+
+
+def _load_saved(folder: str | Path, precision: str | None, max_length: int | None, settings: SessionSettings) -> Engine:
+    compiled = load_artefact(folder)
+    for name, asked, found in (
+        ("precision", precision, compiled.info.precision),
+        ("max_length", max_length, compiled.info.max_length),
+    ):
+        if asked is not None and asked != found:
+            raise ConfigError(
+                f"{folder} was saved with {name} {found}, not {asked}. Load it without {name}, or save the checkpoint "
+                f"again with {name}={asked}."
+            )
+    return Engine(compiled, open_checkpoint_files(folder), settings)

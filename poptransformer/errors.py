@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors that a user can act on: what was expected, what was found, what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PopTransformerError(Exception):
+    """Base class of every error this package raises on bad input."""
+
+
+class ConfigError(PopTransformerError, ValueError):
+    """A configuration value is unknown, out of range or contradicts another one."""
+
+
+class GraphError(PopTransformerError):
+    """A layer or pass built something that is not a valid graph."""
+
+
+def nearest(name: str, options: Iterable[str], limit: int = 3) -> list[str]:
+    """Returns up to `limit` of `options` that look most like `name`, best first."""
+    return difflib.get_close_matches(name, list(options), n=limit, cutoff=0.5)
+
+
+def did_you_mean(name: str, options: Iterable[str]) -> str:
+    """Returns the sentence `Nearest: a, b.`, or every option where none is near."""
+    options = list(options)
+    close = nearest(name, options)
+    if close:
+        return f"Nearest: {', '.join(close)}."
+    return f"Options: {', '.join(sorted(options)) or 'none'}."

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Linear layers in the two layouts that Hugging Face checkpoints use."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from poptransformer import ops
+from poptransformer.graph import Graph
+from poptransformer.layers.base_layer import BaseLayer
+
+
+class Linear(BaseLayer):
+    """`y = x @ weight.T + bias` with `weight` `[output_size, input_size]` (torch.nn.Linear).
+
+    Args:
+        context: dotted path of the parent.
+        name: attribute name in the Hugging Face module.
+        input_size: columns of the input.
+        output_size: columns of the output.
+        use_bias: whether the checkpoint holds a bias.
+    """
+
+    def __init__(
+        self, context: str | None, name: str | None, input_size: int, output_size: int, use_bias: bool = True
+    ) -> None:
+        super().__init__(context, name)
+        self.input_size = input_size
+        self.output_size = output_size
+        self.use_bias = use_bias
+
+    def load_weight(self) -> np.ndarray:
+        """Returns the weight as the graph multiplies by it, `[input_size, output_size]`."""
+        return self.get_param_from_state_dict(self.key("weight"), [self.output_size, self.input_size]).T
+
+    def collect_bind_layer_weights(self) -> None:
+        self.weight_id = self.add_initialized_input_tensor(self.load_weight(), self.key("weight"))
+        if self.use_bias:
+            bias = self.get_param_from_state_dict(self.key("bias"), [self.output_size])
+            self.bias_id = self.add_initialized_input_tensor(bias, self.key("bias"))
+
+    def __call__(self, graph: Graph, x: ir.Value) -> ir.Value:
+        """Maps `[..., input_size]` to `[..., output_size]`."""
+        with graph.nameScope(self.context):
+            y = ops.matmul(graph, x, self.weight_id)
+            return ops.add(graph, y, self.bias_id) if self.use_bias else y
+
+
+class Conv1D(Linear):
+    """GPT-2's linear layer, whose weight is stored `[input_size, output_size]` (transformers Conv1D)."""
+
+    def load_weight(self) -> np.ndarray:
+        return self.get_param_from_state_dict(self.key("weight"), [self.input_size, self.output_size])

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The projection from hidden states to logits."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from poptransformer import ops
+from poptransformer.graph import Graph
+from poptransformer.layers.base_layer import BaseLayer
+from poptransformer.layers.embedding import Embedding
+
+
+class LMHead(BaseLayer):
+    """Logits from hidden states, with a weight of its own or the token embedding's (tied).
+
+    Args:
+        context: dotted path of the parent.
+        name: attribute name in the Hugging Face module, usually `lm_head`.
+        vocab_size: V.
+        embedding_size: D.
+        tie_weight: the embedding whose table serves as the weight; None loads `<context>.weight`.
+        use_bias: whether the checkpoint holds a bias.
+    """
+
+    def __init__(
+        self,
+        context: str | None,
+        name: str | None,
+        vocab_size: int,
+        embedding_size: int,
+        tie_weight: Embedding | None = None,
+        use_bias: bool = False,
+    ) -> None:
+        super().__init__(context, name)
+        self.vocab_size = vocab_size
+        self.embedding_size = embedding_size
+        self.tie_weight = tie_weight
+        self.use_bias = use_bias
+
+    def collect_bind_layer_weights(self) -> None:
+        if self.tie_weight is None:
+            weight = self.get_param_from_state_dict(self.key("weight"), [self.vocab_size, self.embedding_size])
+            self.weight_id = self.add_initialized_input_tensor(weight, self.key("weight"))
+        else:
+            self.weight_id = self.tie_weight.weight_id
+        if self.use_bias:
+            bias = self.get_param_from_state_dict(self.key("bias"), [self.vocab_size])
+            self.bias_id = self.add_initialized_input_tensor(bias, self.key("bias"))
+
+    def __call__(self, graph: Graph, x: ir.Value) -> ir.Value:
+        """Maps `[B, M, D]` to `[B, M, V]`."""
+        with graph.nameScope(self.context):
+            # One table serves lookup and product when tied, so the transpose stays in the graph.
+            logits = ops.matmul(graph, x, ops.transpose(graph, self.weight_id, [1, 0]))
+            return ops.add(graph, logits, self.bias_id) if self.use_bias else logits

@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Passes over the float graph: layout, precision, and the functions that define our own ops."""
+
+from poptransformer.passes.functions import attach_functions
+from poptransformer.passes.linear import matmul_to_linear
+from poptransformer.passes.precision import store_weights
+
+__all__ = ["attach_functions", "matmul_to_linear", "store_weights"]

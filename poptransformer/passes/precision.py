@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Chooses the dtype that weights are stored in; arithmetic stays fp32."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from poptransformer.graph import DOMAIN, WeightTensor
+
+logger = logging.getLogger(__name__)
+
+HALF = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
+
+
+def store_weights(model: ir.Model, precision: str) -> None:
+    """Sets the stored dtype of every weight matrix.
+
+    `fp32` keeps the checkpoint's own dtype where it is a 16-bit float: widening it loses nothing, so the kernel does
+    it on the fly and the bytes stay where they are. `fp16` and `bf16` round to that dtype. Vectors (norms, biases)
+    are always fp32.
+
+    Args:
+        model: the model to change; weights must already be `Linear`'s.
+        precision: `fp32`, `fp16` or `bf16`.
+    """
+    if precision in HALF:
+        logger.info("casting model to %s", precision)
+    for value in list(model.graph.initializers.values()):
+        tensor = value.const_value
+        if not isinstance(tensor, WeightTensor) or tensor.array.ndim != 2 or tensor.dtype != ir.DataType.FLOAT:
+            continue
+        stored = HALF.get(precision, tensor.array.dtype)
+        if stored != np.float32 and all(_takes_half(use) for use in value.uses()):
+            _store(model.graph, value, tensor, stored)
+
+
+def _takes_half(use: Any) -> bool:
+    """Whether this use of a weight can read 16-bit floats: a product, or a lookup followed by a cast."""
+    node = use.node
+    return (node.domain == DOMAIN and node.op_type == "Linear" and use.idx == 1) or (
+        node.op_type == "Gather" and not node.domain and use.idx == 0
+    )
+
+
+def _store(graph: ir.Graph, value: ir.Value, tensor: WeightTensor, stored: np.dtype) -> None:
+    dtype = ir.DataType.from_numpy(stored)
+    value.const_value = WeightTensor(tensor.array, dtype, value.name)
+    value.dtype = dtype
+    for use in list(value.uses()):
+        if use.node.op_type == "Gather":
+            _widen_output(graph, use.node, dtype)
+
+
+def _widen_output(graph: ir.Graph, node: ir.Node, stored: ir.DataType) -> None:
+    """Casts the output of a lookup in a table of `stored` to fp32 for everything after it."""
+    narrow = node.outputs[0]
+    cast = ir.node("Cast", [narrow], attributes={"to": int(ir.DataType.FLOAT)}, name=f"{node.name}/Cast")
+    cast.metadata_props.update(node.metadata_props)
+    wide = cast.outputs[0]
+    wide.name, wide.type, wide.shape = narrow.name, narrow.type, narrow.shape
+    narrow.replace_all_uses_with(wide, replace_graph_outputs=True)
+    cast.replace_input_with(0, narrow)
+    narrow.name = f"{wide.name}_stored"
+    narrow.type = ir.TensorType(stored)
+    graph.insert_after(node, cast)

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The portable artefact: a folder that runs anywhere onnxruntime does.
+
+model.onnx          step graph: one prefill or decode step
+generator.onnx      whole generation: ids in, ids out
+weights.bin         weights of both, page-aligned, memory-mapped when loaded
+config.json, ...    config, generation config and tokenizer of the checkpoint
+poptransformer.json file sizes and versions, written last
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from poptransformer.checkpoint import Checkpoint, save_checkpoint_files
+from poptransformer.errors import PopTransformerError
+from poptransformer.runtime.compiled import CompiledModel, ModelInfo
+from poptransformer.runtime.generator import build_generator
+from poptransformer.runtime.ort_session import EXTERNAL_BYTES, replaced_weights
+
+MANIFEST = "poptransformer.json"
+FORMAT = 1
+_PAGE = 4096
+
+
+def is_artefact(folder: str | Path) -> bool:
+    """Whether `folder` was written by `save_artefact`."""
+    return (Path(folder) / MANIFEST).is_file()
+
+
+def save_artefact(compiled: CompiledModel, checkpoint: Checkpoint, folder: str | Path) -> Path:
+    """Writes the artefact; it appears under its name only when it is complete.
+
+    Args:
+        compiled: the model.
+        checkpoint: where config and tokenizer come from.
+        folder: target; an artefact that lies there is replaced.
+
+    Raises:
+        PopTransformerError: the target holds something else, or cannot be written.
+    """
+    folder = Path(folder)
+    if folder.exists() and not is_artefact(folder) and any(folder.iterdir()):
+        raise PopTransformerError(f"{folder} is not empty and no saved model; choose another folder or empty it.")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise PopTransformerError(
+            f"Cannot write to {folder.parent}: {error.strerror}. Choose another folder."
+        ) from error
+    try:
+        _write(compiled, checkpoint, temporary)
+        temporary.chmod(0o755)
+        _move_into_place(temporary, folder)
+    except OSError as error:
+        raise PopTransformerError(
+            f"Writing the model to {folder} failed: {error.strerror}. Free some disk space or choose another folder."
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _write(compiled: CompiledModel, checkpoint: Checkpoint, folder: Path) -> None:
+    references = _write_weights(compiled.model.graph, folder / "weights.bin")
+    for name, model in (("model.onnx", compiled.model), ("generator.onnx", build_generator(compiled))):
+        with replaced_weights(model.graph, references):
+            (folder / name).write_bytes(ir.serde.serialize_model(model).SerializeToString())
+    save_checkpoint_files(checkpoint, folder)
+    manifest = {
+        "format": FORMAT,
+        "source": compiled.info.source,
+        "files": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_weights(graph: ir.Graph, path: Path) -> dict[str, ir.TensorProtocol]:
+    """Writes large weights one by one, each on a page boundary; returns references to them."""
+    references: dict[str, ir.TensorProtocol] = {}
+    with path.open("wb") as file:
+        for name, value in graph.initializers.items():
+            tensor = value.const_value
+            if tensor is None or tensor.nbytes < EXTERNAL_BYTES:
+                continue
+            file.seek(-file.tell() % _PAGE, 1)
+            references[name] = ir.ExternalTensor(
+                path.name, file.tell(), tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name
+            )
+            file.write(tensor.numpy().reshape(-1).view(np.uint8).data)
+    return references
+
+
+def _move_into_place(temporary: Path, folder: Path) -> None:
+    if not folder.exists():
+        temporary.rename(folder)
+        return
+    retired = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+    folder.rename(retired / "model")
+    temporary.rename(folder)
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def load_artefact(folder: str | Path) -> CompiledModel:
+    """Opens an artefact; its weights stay in the mapped file.
+
+    Raises:
+        PopTransformerError: a file is missing, was cut short, or has another format.
+    """
+    folder = Path(folder)
+    manifest = _read_manifest(folder)
+    for name, size in manifest["files"].items():
+        path = folder / name
+        found = path.stat().st_size if path.is_file() else None
+        if found != size:
+            state = "is missing" if found is None else f"has {found} bytes"
+            raise PopTransformerError(
+                f"{path} {state}, expected {size} bytes: the saved model is incomplete. Save it again."
+            )
+    model = ir.load(folder / "model.onnx")
+    return CompiledModel(model, ModelInfo.from_metadata(dict(model.metadata_props)))
+
+
+def _read_manifest(folder: Path) -> Mapping[str, dict[str, int]]:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        found = manifest["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PopTransformerError(f"{folder / MANIFEST} cannot be read: {error}. Save the model again.") from error
+    if found != FORMAT:
+        raise PopTransformerError(
+            f"{folder} has format {found}, this version reads format {FORMAT}. Save the model again."
+        )
+    return manifest

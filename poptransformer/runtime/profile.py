@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the time goes: onnxruntime's profile, summed up by layer."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from poptransformer.runtime.runtime import Runtime
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class LayerCost:
+    """Cost of the nodes of one scope.
+
+    Attributes:
+        calls: node executions.
+        microseconds: their time, summed.
+        weight_bytes: bytes of the weights they read.
+    """
+
+    calls: int = 0
+    microseconds: int = 0
+    weight_bytes: int = 0
+
+
+def write_profile(runtime: Runtime, folder: Path) -> Path:
+    """Ends profiling and writes `layers.txt` beside onnxruntime's own JSON files.
+
+    Returns:
+        The path of the table.
+    """
+    costs: dict[str, LayerCost] = collections.defaultdict(LayerCost)
+    for path in runtime.end_profiling():
+        _add_times(costs, json.loads(Path(path).read_text(encoding="utf-8")))
+    _add_bytes(costs, runtime.compiled.model.graph)
+    table = folder / "layers.txt"
+    table.write_text(format_table(costs), encoding="utf-8")
+    logger.info("profile written to %s", folder)
+    return table
+
+
+def layer_of(node_name: str) -> str:
+    """Returns the scope that a node belongs to: `model/layers.3/mlp/up_proj/Linear` to `model/layers.3/mlp/up_proj`."""
+    return node_name.rsplit("/", 1)[0] if "/" in node_name else "(graph)"
+
+
+def _add_times(costs: dict[str, LayerCost], events: Iterable[dict[str, Any]]) -> None:
+    for event in events:
+        name = event.get("name", "")
+        if event.get("cat") == "Node" and name.endswith("_kernel_time"):
+            if event.get("args", {}).get("op_name") in ("Loop", "If"):
+                continue  # their time is that of the nodes inside, which have events of their own
+            cost = costs[layer_of(name.removesuffix("_kernel_time"))]
+            cost.calls += 1
+            cost.microseconds += event["dur"]
+
+
+def _add_bytes(costs: dict[str, LayerCost], graph: ir.Graph) -> None:
+    for node in graph:
+        weights = [v.const_value for v in node.inputs if v is not None and v.is_initializer()]
+        layer = layer_of(node.name or "")
+        if layer in costs:
+            costs[layer].weight_bytes += sum(tensor.nbytes for tensor in weights if tensor is not None)
+
+
+def format_table(costs: dict[str, LayerCost]) -> str:
+    """Formats the costs, most expensive layer first."""
+    total = sum(cost.microseconds for cost in costs.values()) or 1
+    lines = [f"{'layer':<60} {'calls':>8} {'ms':>10} {'share':>7} {'weight MB':>10}"]
+    for name, cost in sorted(costs.items(), key=lambda item: -item[1].microseconds):
+        lines.append(
+            f"{name:<60} {cost.calls:>8} {cost.microseconds / 1e3:>10.2f} {cost.microseconds / total:>7.1%} "
+            f"{cost.weight_bytes / 1e6:>10.2f}"
+        )
+    lines.append(f"{'total':<60} {sum(c.calls for c in costs.values()):>8} {total / 1e3:>10.2f}")
+    return "\n".join(lines) + "\n"

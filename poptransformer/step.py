@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One step of generation as a graph sees it: its inputs, and the state that it carries from step to step.
+
+The same graph serves prefill (all tokens of the prompts) and decode (one token per row). Rows are right-padded: token
+i of row b stands at position `past_lengths[b] + i`, and only the first `lengths[b]` tokens of a row are real.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from poptransformer.graph import Graph
+
+BATCH, TOKENS, SLOTS, CHOSEN = "batch", "tokens", "slots", "chosen"
+
+
+@dataclasses.dataclass(frozen=True)
+class StateSpec:
+    """A tensor that one step hands to the next.
+
+    Attributes:
+        past: name of the graph input.
+        present: name of the graph output.
+        dtype: NumPy dtype name.
+        shape: dimensions; `batch` is the number of rows, `slots` the capacity of the cache in tokens.
+        initial: value of every element before the first step.
+        in_place: only slots of this step's tokens differ between past and present, so one buffer can serve both.
+    """
+
+    past: str
+    present: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    initial: float = 0.0
+    in_place: bool = False
+
+
+class State:
+    """A state during graph building: read `past`, then `update` it once."""
+
+    def __init__(self, step: Step, spec: StateSpec, past: ir.Value) -> None:
+        self._step = step
+        self.spec = spec
+        self.past = past
+
+    def update(self, value: ir.Value) -> None:
+        """Sets what the next step will find as `past`."""
+        self._step.presents[self.spec.present] = value
+
+
+@dataclasses.dataclass(frozen=True)
+class KVCache:
+    """Key and value states of one attention layer, `[B, K, S, H]` each."""
+
+    key: State
+    value: State
+
+
+class Step:
+    """Inputs and states of the step graph; layers declare the states they need as they are called.
+
+    Attributes:
+        graph: the step graph.
+        input_ids: int64 `[B, L]`.
+        lengths: int64 `[B]`, real tokens of each row in this step.
+        past_lengths: int64 `[B]`, tokens of each row before this step.
+        logit_positions: int64 `[B, M]`, which of the L tokens get logits.
+        total_lengths: int64 `[B]`, `past_lengths + lengths`.
+        position_ids: int64 `[B, L]`, counted from 0 in each row.
+        states: declared states, in order.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        integer = ir.DataType.INT64
+        self.input_ids = graph.input("input_ids", integer, [BATCH, TOKENS])
+        self.lengths = graph.input("lengths", integer, [BATCH])
+        self.past_lengths = graph.input("past_lengths", integer, [BATCH])
+        self.logit_positions = graph.input("logit_positions", integer, [BATCH, CHOSEN])
+        self.states: list[StateSpec] = []
+        self.presents: dict[str, ir.Value] = {}
+        self._shared: dict[str, Any] = {}
+        with graph.nameScope("step"):
+            self.total_lengths = graph.op("Add", self.past_lengths, self.lengths)
+            count = graph.op("Squeeze", graph.op("Shape", self.input_ids, start=1, end=2), [0])
+            offsets = graph.op("Unsqueeze", graph.op("Range", 0, count, 1), [0])
+            self.position_ids = graph.op("Add", graph.op("Unsqueeze", self.past_lengths, [1]), offsets)
+
+    def shared(self, graph: Graph, name: str, make: Callable[[], Any]) -> Any:
+        """Returns what `make` built the first time it was asked for under `name`.
+
+        For values that every layer needs alike, such as rotary angles; made outside of the caller's scope.
+        """
+        if name not in self._shared:
+            with graph.rootScope():
+                self._shared[name] = make()
+        return self._shared[name]
+
+    def state(self, spec: StateSpec) -> State:
+        """Declares a state and returns it with its `past` value."""
+        past = self.graph.input(spec.past, ir.DataType.from_numpy(np.dtype(spec.dtype)), list(spec.shape))
+        self.states.append(spec)
+        return State(self, spec, past)
+
+    def kv_cache(self, layer_index: int, num_kv_heads: int, head_dim: int) -> KVCache:
+        """Declares the cache of one attention layer under the ONNX naming convention."""
+
+        def declare(part: str) -> State:
+            shape = (BATCH, num_kv_heads, SLOTS, head_dim)
+            names = f"past_key_values.{layer_index}.{part}", f"present.{layer_index}.{part}"
+            return self.state(StateSpec(*names, "float32", shape, in_place=True))
+
+        return KVCache(declare("key"), declare("value"))
+
+    def chosen(self, hidden: ir.Value) -> ir.Value:
+        """Picks the tokens that get logits: `[B, L, D]` to `[B, M, D]`."""
+        with self.graph.nameScope("step"):
+            indices = self.graph.op("Unsqueeze", self.logit_positions, [2])
+            return self.graph.op("GatherND", hidden, indices, batch_dims=1)
+
+    def finish(self, logits: ir.Value) -> Sequence[StateSpec]:
+        """Makes logits and present states the graph's outputs; returns the states."""
+        self.graph.output(logits, "logits")
+        for spec in self.states:
+            self.graph.output(self.presents[spec.present], spec.present)
+        return self.states

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hydra's errors about a configuration, in one sentence each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from hydra.errors import (
+    CompactHydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf import DictConfig
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from poptransformer.config import is_private
+from poptransformer.errors import ConfigError, PopTransformerError, did_you_mean
+from poptransformer.utils.targets import accepted_keys, find_target
+
+_QUOTING = "A text needs quotes for the shell and for Hydra: 'inputs.input_string_list=[\"Well, what now?\"]'"
+
+
+def describe(error: BaseException) -> str | None:
+    """Returns an error as a message for the user; None for one that is no fault of the configuration."""
+    if isinstance(error, PopTransformerError):
+        return str(error)
+    if isinstance(error, MissingConfigException):
+        return _missing_config(error)
+    if not isinstance(error, CompactHydraException):
+        return None
+    for cause in _chain(error):
+        if isinstance(cause, (ConfigKeyError, ConfigAttributeError)):
+            return _unknown_key(str(cause.full_key), str(cause.key), cause.parent_node)
+    if isinstance(error, OverrideParseException):
+        return f"Hydra cannot read {error.override}\n{error.message}\n{_QUOTING}"
+    lines = [str(error)]
+    if isinstance(error.__cause__, OmegaConfBaseException):
+        lines.append(str(error.__cause__))
+    if isinstance(error, InstantiationException):
+        lines.append("Set the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace.")
+    return "\n".join(line for line in lines if line)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _missing_config(error: MissingConfigException) -> str:
+    """A group option (`model=gpt5`) or a whole file (`--config-name=shard`) that is not there."""
+    missing = str(error.missing_cfg_file)
+    if error.options is not None:
+        group, _, name = missing.rpartition("/")
+        return f"{group} has no option {name}. {_options(name, error.options)}"
+    folders = [Path(path) for path in re.findall(r"path=file://(.+)", str(error))]
+    names = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
+    if not names:
+        return str(error)
+    where = ", ".join(str(folder) for folder in folders)
+    return f"There is no configuration {missing} in {where}. {_options(missing, names)}"
+
+
+def _options(name: str, options: Sequence[str]) -> str:
+    hint = did_you_mean(name, options)
+    return hint if hint.startswith("Options") else f"{hint} Options: {', '.join(sorted(options))}."
+
+
+def _unknown_key(full: str, key: str, parent: object) -> str:
+    """A key on the command line that no file of the configuration has."""
+    group = full.rpartition(".")[0]
+    node = parent if isinstance(parent, DictConfig) and parent else DictConfig({})
+    known = [str(name) for name in node if name != "hydra" and not is_private(name)]
+    target = node.get("_target_")
+    if group in ("model", "session"):
+        try:
+            names, takes_any = accepted_keys(find_target(f"{group}._target_", target))
+        except (ConfigError, ImportError):
+            names, takes_any = [], False
+        if key in names or takes_any:
+            return f"{full} is a key of {target}, but not in the configuration: write +{full}=VALUE."
+        known = sorted({*known, *names})
+    if group == "inputs" and not known:
+        return f"{full} is not in the configuration. Write +{full}=VALUE for an input that the model reads."
+    return f"Unknown key {full}. {did_you_mean(key, known)}"

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shipped configurations: each composes, and holds nothing but known keys."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from poptransformer.utils import base_config
+from poptransformer.utils.prepare import CheckedConfig, check_config
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+NAMES = sorted(path.parent.name for path in EXAMPLES.glob("*/inference.py"))
+CHOICES = [
+    (example, primary.stem, model.stem)
+    for example in NAMES
+    for primary in sorted((EXAMPLES / example / "conf").glob("*.yaml"))
+    for model in sorted((EXAMPLES / example / "conf" / "model").glob("*.yaml"))
+]
+LAYERS = {"gpt2-xl": 48, "gpt2-medium": 24, "gpt2": 12, "llama-2-7b": 32, "llama-2-13b": 40, "smollm2": 30}
+HEADS = {
+    "tiny": 4,
+    "gpt2": 12,
+    "gpt2-medium": 16,
+    "gpt2-xl": 25,
+    "smollm2": 3,
+    "llama-2-7b": 32,
+    "llama-2-13b": 40,
+}
+
+
+def composed(example: str, primary: str, *overrides: str) -> CheckedConfig:
+    base_config.register()
+    with initialize_config_dir(str(EXAMPLES / example / "conf"), version_base="1.3"):
+        return check_config(compose(primary, list(overrides)))
+
+
+def test_the_examples_are_there() -> None:
+    assert {"gpt2", "llama2"} <= set(NAMES)
+
+
+@pytest.mark.parametrize(("example", "primary", "model"), CHOICES)
+def test_every_choice(example: str, primary: str, model: str) -> None:
+    config = composed(example, primary, f"model={model}")
+    assert config.global_args.model_type == ("tp" if primary == "tp" else "shard")
+    assert config.model["hf_model_name"]
+    assert config.inputs["input_string_list"]
+    placed = config.model["layer_per_ipu"]
+    assert placed is None or sum(placed) == LAYERS[model]
+    assert HEADS[model] % config.global_args.num_replicas == 0
+    assert len(config.inputs["input_string_list"]) <= config.global_args.batch_size
+
+
+def test_the_originals_placements() -> None:
+    assert composed("gpt2", "sharding", "model=gpt2-xl").model["layer_per_ipu"] == [0, 6, 7, 7, 7, 7, 7, 7]
+    config = composed("llama2", "tp", "model=llama-2-13b")
+    assert (config.global_args.num_replicas, config.model["layer_per_ipu"]) == (8, [5] * 8)
+
+
+def test_the_tiny_model_lies_beside_the_example() -> None:
+    assert composed("gpt2", "sharding").model["hf_model_name"] == str(EXAMPLES / "gpt2" / "tiny")
+
+
+def test_every_inference_py_is_the_same() -> None:
+    docstring = re.compile(r'^""".*?"""$', re.DOTALL | re.MULTILINE)
+    assert len({docstring.sub("", (EXAMPLES / name / "inference.py").read_text(), count=1) for name in NAMES}) == 1

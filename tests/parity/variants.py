@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small random models that cover what their architectures can vary; one row here is a full set of parity tests."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A model to compare with PyTorch.
+
+    Attributes:
+        name: test id.
+        make: returns the transformers model, weights not yet set.
+        save: keyword arguments of `save_pretrained`.
+        dtype: torch dtype name that the checkpoint is saved in.
+    """
+
+    name: str
+    make: Callable[[], Any]
+    save: dict[str, Any] = dataclasses.field(default_factory=dict)
+    dtype: str = "float32"
+
+
+def _gpt2(**overrides: Any) -> Callable[[], Any]:
+    def make() -> Any:
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        config = {"vocab_size": 61, "n_embd": 40, "n_layer": 3, "n_head": 5, "n_positions": 64}
+        ids = {"bos_token_id": 0, "eos_token_id": 60}
+        return GPT2LMHeadModel(GPT2Config(**{**config, **ids, **overrides}))
+
+    return make
+
+
+def _llama(**overrides: Any) -> Callable[[], Any]:
+    def make() -> Any:
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        config = {
+            "vocab_size": 67,
+            "hidden_size": 48,
+            "intermediate_size": 80,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 64,
+            "bos_token_id": 0,
+            "eos_token_id": 66,
+        }
+        return LlamaForCausalLM(LlamaConfig(**{**config, **overrides}))
+
+    return make
+
+
+def _rope(rope_type: str, **parameters: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": rope_type, "rope_theta": 10000.0, **parameters}}
+
+
+_LLAMA3 = _rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)
+
+VARIANTS = [
+    Variant("gpt2", _gpt2()),
+    Variant("gpt2-odd-heads", _gpt2(n_embd=75, n_head=25, n_layer=2)),
+    Variant("gpt2-untied", _gpt2(tie_word_embeddings=False)),
+    Variant("gpt2-inverse-layer-scale", _gpt2(scale_attn_by_inverse_layer_idx=True)),
+    Variant("gpt2-relu-wide-mlp", _gpt2(activation_function="relu", n_inner=50)),
+    Variant("gpt2-sharded", _gpt2(), {"max_shard_size": "60KB"}),
+    Variant("llama-gqa", _llama()),
+    Variant("llama-mha", _llama(num_key_value_heads=6)),
+    Variant("llama-mqa-odd-head-dim", _llama(num_key_value_heads=1, head_dim=14)),
+    Variant("llama-biases-tied", _llama(attention_bias=True, mlp_bias=True, tie_word_embeddings=True)),
+    Variant("llama-theta", _llama(**_rope("default", rope_theta=500000.0))),
+    Variant("llama-rope-linear", _llama(**_rope("linear", factor=3.0))),
+    Variant("llama-rope-dynamic", _llama(max_position_embeddings=16, **_rope("dynamic", factor=2.0))),
+    Variant("llama-rope-llama3", _llama(**_LLAMA3)),
+    Variant("llama-eps", _llama(rms_norm_eps=1e-2, hidden_act="gelu_pytorch_tanh")),
+    Variant("llama-sharded-bf16", _llama(), {"max_shard_size": "40KB"}, "bfloat16"),
+    Variant("llama-fp16", _llama(), {}, "float16"),
+]
