@@ -136,7 +136,8 @@ class AttentionWorker {
     const int64_t visible = std::clamp<int64_t>(p_.first_visible + r / p_.group - first, 0, count);
     std::fill(scores + visible, scores + count, 0.0f);
     if (visible == 0) return;
-    const float peak = std::fmax(out_.peak[r], softmax.row_max(scores, visible));
+    const float block_peak = softmax.row_max(scores, visible);
+    const float peak = block_peak <= out_.peak[r] ? out_.peak[r] : block_peak;  // NaN if block_peak is.
     const float rescale = std::exp(out_.peak[r] - peak);
     out_.total[r] = out_.total[r] * rescale + softmax.row_exp(scores, visible, peak);
     if (peak == out_.peak[r]) return;

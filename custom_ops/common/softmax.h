@@ -80,11 +80,17 @@ POPTRANSFORMER_AVX2 inline float row_max_avx2(const float* x, int64_t n) {
 POPTRANSFORMER_AVX2 inline float row_exp_avx2(float* x, int64_t n, float shift) {
   const __m256 shifts = _mm256_set1_ps(shift);
   __m256 sums = _mm256_setzero_ps();
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const __m256 value = exp_nonpositive_avx2(_mm256_sub_ps(_mm256_loadu_ps(x + i), shifts));
+    _mm256_storeu_ps(x + i, value);
+    sums = _mm256_add_ps(sums, value);
+  }
   float lanes[8], sum = 0.0f;
-  for (int64_t i = 0; i < n; i += 8) {
+  if (i < n) {
     const __m256 value = exp_nonpositive_avx2(_mm256_sub_ps(load_scores(x + i, n - i), shifts));
     _mm256_storeu_ps(lanes, value);
-    std::copy_n(lanes, std::min<int64_t>(8, n - i), x + i);
+    std::copy_n(lanes, n - i, x + i);
     sums = _mm256_add_ps(sums, value);
   }
   _mm256_storeu_ps(lanes, sums);

@@ -7,6 +7,7 @@ used only for layouts that need its converters.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ _CLASS_DEFAULTS = {
 }
 _CLASS_OF_MODEL = {"gpt2": "GPT2Tokenizer", "rwkv": "GPTNeoXTokenizer"}
 
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model", "vocab.txt")
+_SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", *_SENTENCEPIECE_FILES)
 
 
 def token_text(value: Any) -> str | None:
@@ -49,10 +51,7 @@ def load_folder_tokenizer(folder: Path, config: Mapping[str, Any], stop_token_id
     """
     path = folder / "tokenizer_config.json"
     given = read_json_object(path) if path.is_file() else {}
-    class_name = given.get("tokenizer_class") or config.get("tokenizer_class")
-    if not isinstance(class_name, str):
-        class_name = _CLASS_OF_MODEL.get(config.get("model_type", ""), "")
-    class_name = class_name.removesuffix("Fast")
+    class_name = _class_name(given, config)
     if (folder / "tokenizer.json").is_file():
         inner = _read_tokenizer_json(folder / "tokenizer.json")
     elif class_name == "GPT2Tokenizer" and (folder / "vocab.json").is_file():
@@ -76,6 +75,13 @@ def load_folder_tokenizer(folder: Path, config: Mapping[str, Any], stop_token_id
         source=str(folder),
     )
     return Tokenizer(FastBackend(inner), settings)
+
+
+def _class_name(given: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """Return the tokenizer class a checkpoint names or implies, or an empty string."""
+    named = given.get("tokenizer_class") or config.get("tokenizer_class")
+    name = named if isinstance(named, str) else _CLASS_OF_MODEL.get(config.get("model_type", ""), "")
+    return name.removesuffix("Fast")
 
 
 def _complete(inner: Any, folder: Path, given: Mapping[str, Any], class_name: str) -> dict[str, str]:
@@ -171,13 +177,21 @@ def _chat_template(folder: Path, given: Mapping[str, Any]) -> str | None:
 
 def _load_with_transformers(folder: Path, given: Mapping[str, Any], stop_token_ids: tuple[int, ...]) -> Tokenizer:
     """Load a layout that has no `tokenizer.json` through transformers' converters."""
+    models = [name for name in _SENTENCEPIECE_FILES if (folder / name).is_file()]
+    if models and importlib.util.find_spec("sentencepiece") is None:
+        # transformers would blame another package, tiktoken.
+        raise TokenizerError(
+            f"{folder / models[0]} needs the sentencepiece package; run `pip install sentencepiece protobuf`, "
+            "or put a tokenizer.json beside it"
+        )
     try:
         from transformers import AutoTokenizer
 
         loaded = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:  # converters fail in many ways, missing packages among them
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise TokenizerError(
-            f"cannot load the tokenizer of {folder}: {str(error).strip() or type(error).__name__}. "
+            f"cannot load the tokenizer of {folder}: {reason} "
             "Put a tokenizer.json there (transformers' save_pretrained writes one)"
         ) from error
     inner = getattr(loaded, "backend_tokenizer", None)

@@ -13,6 +13,7 @@ from poptransformer.checkpoint.gguf_names import ARCHITECTURES, Architecture, bl
 from poptransformer.checkpoint.gguf_quants import dequantize
 from poptransformer.checkpoint.gguf_rope import plain_number, rope_scaling
 from poptransformer.checkpoint.state_dict import LazyTensor
+from poptransformer.checkpoint.tokenizer import stop_ids
 
 _TOKEN_KEYS = {
     "bos_token_id": "bos_token_id",
@@ -73,8 +74,7 @@ def gguf_config(gguf: GGUFFile) -> dict[str, Any]:
         if isinstance(value, (str, bool)) or not value > 0:
             raise CorruptCheckpointError(f"{gguf.file.path} has {prefix}.{name} = {value!r}; expected a number above 0")
     config["tie_word_embeddings"] = "output.weight" not in gguf.tensors
-    config |= {key: gguf.metadata[f"tokenizer.ggml.{name}"] for name, key in _TOKEN_KEYS.items()
-               if f"tokenizer.ggml.{name}" in gguf.metadata}  # fmt: skip
+    config |= _special_ids(gguf)
     if architecture.model_type == "llama":
         _complete_llama(config, gguf)
     return config
@@ -104,13 +104,17 @@ def gguf_generation_config(gguf: GGUFFile) -> dict[str, Any]:
     Args:
         gguf: The opened file.
     """
-    found = {key: gguf.metadata.get(f"tokenizer.ggml.{name}") for name, key in _TOKEN_KEYS.items()}
-    config = {key: value for key, value in found.items() if value is not None}
-    stops = list(dict.fromkeys(gguf.metadata.get(f"tokenizer.ggml.{name}") for name in _STOP_KEYS))
-    stops = [stop for stop in stops if stop is not None]
+    config: dict[str, Any] = dict(_special_ids(gguf))
+    stops = stop_ids(*(gguf.metadata.get(f"tokenizer.ggml.{name}") for name in _STOP_KEYS))
     if len(stops) > 1:
-        config["eos_token_id"] = stops
+        config["eos_token_id"] = list(stops)
     return config
+
+
+def _special_ids(gguf: GGUFFile) -> dict[str, int]:
+    """Return the ids of special tokens by their config keys."""
+    found = {key: gguf.metadata.get(f"tokenizer.ggml.{name}") for name, key in _TOKEN_KEYS.items()}
+    return {key: value for key, value in found.items() if isinstance(value, int)}
 
 
 def gguf_tensors(gguf: GGUFFile, config: dict[str, Any]) -> dict[str, LazyTensor]:
@@ -174,5 +178,5 @@ def _deinterleave(rows: np.ndarray, heads: int) -> np.ndarray:
         rows: `[heads * H, ...]`.
         heads: Number of heads.
     """
-    split = rows.reshape(heads, -1, 2, *rows.shape[1:])
+    split = rows.reshape(heads, rows.shape[0] // (2 * heads), 2, *rows.shape[1:])
     return split.swapaxes(1, 2).reshape(rows.shape)

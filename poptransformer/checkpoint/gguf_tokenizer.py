@@ -54,11 +54,8 @@ def gguf_tokenizer(gguf: GGUFFile, stop_token_ids: tuple[int, ...]) -> Tokenizer
     Raises:
         TokenizerError: If the file holds none, or one of a kind that is not supported.
     """
-    metadata = {
-        key.removeprefix("tokenizer.ggml."): value
-        for key, value in gguf.metadata.items()
-        if key.startswith("tokenizer.ggml.")
-    }
+    prefix = "tokenizer.ggml."
+    metadata = {key.removeprefix(prefix): value for key, value in gguf.metadata.items() if key.startswith(prefix)}
     kind, tokens = metadata.get("model"), metadata.get("tokens")
     if kind not in ("gpt2", "llama") or not isinstance(tokens, list) or not tokens:
         raise TokenizerError(

@@ -68,9 +68,7 @@ class SamplingParams:
         if not isinstance(self.stop, tuple) or not all(isinstance(text, str) and text for text in self.stop):
             raise ConfigError(f"stop must be strings of at least one character, found {self.stop!r}.")
         if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
-            raise ConfigError(
-                f"Invalid early_stopping {self.early_stopping!r}, options: [True, False, 'never']."
-            )
+            raise ConfigError(f"Invalid early_stopping {self.early_stopping!r}, options: [True, False, 'never'].")
         if not isinstance(self.ignore_eos, bool):
             raise ConfigError(f"ignore_eos must be true or false, found {self.ignore_eos!r}.")
         if self.num_beams > 1 and not self.greedy:
@@ -152,10 +150,7 @@ def sampling_rows(batch: int, **settings: Any) -> list[SamplingParams]:
     if settings.get("max_new_tokens") is None:
         raise ConfigError("max_new_tokens is missing; give the number of tokens to generate.")
     columns = {name: _spread(name, value, batch) for name, value in settings.items()}
-    return [
-        SamplingParams.given(**{name: column[row] for name, column in columns.items()})
-        for row in range(batch)
-    ]
+    return [SamplingParams.given(**{name: column[row] for name, column in columns.items()}) for row in range(batch)]
 
 
 def _spread(name: str, value: Any, batch: int) -> Sequence[Any]:
@@ -169,8 +164,7 @@ def _spread(name: str, value: Any, batch: int) -> Sequence[Any]:
         value = [tuple(item or ()) if item is None or _is_list(item) else (item,) for item in value]
     if len(value) != batch:
         raise ConfigError(
-            f"{name} has {len(value)} values, but there are {batch} prompts. "
-            "Give one value for all, or one per prompt."
+            f"{name} has {len(value)} values, but there are {batch} prompts. Give one value for all, or one per prompt."
         )
     return value
 

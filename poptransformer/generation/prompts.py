@@ -34,9 +34,7 @@ def check_prompts(
         _check_prompt(runtime, row, prompt)
 
 
-def row_limits(
-    runtime: Runtime, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]
-) -> list[int]:
+def row_limits(runtime: Runtime, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]) -> list[int]:
     """Returns how many tokens each row may generate.
 
     That is `max_new_tokens`, or less where the row reaches `runtime.max_length` before; 0 for a prompt that

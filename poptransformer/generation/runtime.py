@@ -43,9 +43,7 @@ class Runtime(Protocol):
     def start(self, batch: int, slots: int) -> StepRunner:
         """Begins `batch` empty rows with room for `slots` tokens each."""
 
-    def sample(
-        self, logits: Any, history: np.ndarray, settings: SamplingArrays, step: np.ndarray
-    ) -> np.ndarray:
+    def sample(self, logits: Any, history: np.ndarray, settings: SamplingArrays, step: np.ndarray) -> np.ndarray:
         """Chooses one token per row.
 
         Args:

@@ -71,9 +71,8 @@ class TextSteps(Iterator[list[str | None]]):
         self._stop_token_ids = stop_token_ids
 
     def __next__(self) -> list[str | None]:
-        return [
-            None if token is None else self._piece(row, token) for row, token in enumerate(next(self.tokens))
-        ]
+        self.ids = next(self.tokens)
+        return [None if token is None else self._piece(row, token) for row, token in enumerate(self.ids)]
 
     def _piece(self, row: int, token: int) -> str:
         text, reason = self._texts[row], self.tokens.finish_reasons[row]

@@ -23,7 +23,7 @@ from poptransformer.checkpoint import Checkpoint, save_checkpoint_files
 from poptransformer.errors import PopTransformerError
 from poptransformer.runtime.compiled import CompiledModel, ModelInfo
 from poptransformer.runtime.generator import build_generator
-from poptransformer.runtime.ort_session import EXTERNAL_BYTES, replaced_weights
+from poptransformer.runtime.ort_session import WEIGHTS, large_weights, replaced_weights
 
 MANIFEST = "poptransformer.json"
 FORMAT = 1
@@ -70,7 +70,7 @@ def save_artefact(compiled: CompiledModel, checkpoint: Checkpoint, folder: str |
 
 
 def _write(compiled: CompiledModel, checkpoint: Checkpoint, folder: Path) -> None:
-    references = _write_weights(compiled.model.graph, folder / "weights.bin")
+    references = _write_weights(compiled.model, folder / WEIGHTS)
     for name, model in (("model.onnx", compiled.model), ("generator.onnx", build_generator(compiled))):
         with replaced_weights(model.graph, references):
             (folder / name).write_bytes(ir.serde.serialize_model(model).SerializeToString())
@@ -83,14 +83,11 @@ def _write(compiled: CompiledModel, checkpoint: Checkpoint, folder: Path) -> Non
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_weights(graph: ir.Graph, path: Path) -> dict[str, ir.TensorProtocol]:
+def _write_weights(model: ir.Model, path: Path) -> dict[str, ir.TensorProtocol]:
     """Writes large weights one by one, each on a page boundary; returns references to them."""
     references: dict[str, ir.TensorProtocol] = {}
     with path.open("wb") as file:
-        for name, value in graph.initializers.items():
-            tensor = value.const_value
-            if tensor is None or tensor.nbytes < EXTERNAL_BYTES:
-                continue
+        for name, tensor in large_weights(model).items():
             file.seek(-file.tell() % _PAGE, 1)
             references[name] = ir.ExternalTensor(
                 path.name, file.tell(), tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name

@@ -7,7 +7,9 @@ import contextlib
 import dataclasses
 import logging
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -19,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 # Smaller tensors travel inside the serialized model, where onnxruntime's optimizer can fold them.
 EXTERNAL_BYTES = 1024
+WEIGHTS = "weights.bin"
+LINEAR = "Linear"
+PROVIDERS = ["CPUExecutionProvider"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,25 +49,25 @@ class SessionSettings:
 
 
 class WeightStore:
-    """Arrays of the weights, each materialised once however many sessions use it."""
+    """Arrays of the weights, each materialised once however many sessions use it.
+
+    onnxruntime keeps bare pointers to what `value` returns: the store must outlive the sessions.
+    """
 
     def __init__(self) -> None:
-        self._values: dict[str, ort.OrtValue] = {}
+        self._held: dict[str, tuple[np.ndarray, ort.OrtValue]] = {}
 
     def value(self, name: str, tensor: ir.TensorProtocol) -> ort.OrtValue:
         """Returns the tensor as an OrtValue over its own memory."""
-        if name not in self._values:
+        if name not in self._held:
             array = tensor.numpy()
             if tensor.dtype == ir.DataType.BFLOAT16:
-                value = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(
-                    array.view(np.uint16), int(ir.DataType.BFLOAT16)
-                )
+                bits = array.view(np.uint16)
+                value = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, int(ir.DataType.BFLOAT16))
             else:
                 value = ort.OrtValue.ortvalue_from_numpy(array)
-            # The OrtValue does not own the memory of read-only arrays: keep both.
-            value.source_array = array
-            self._values[name] = value
-        return self._values[name]
+            self._held[name] = array, value
+        return self._held[name][1]
 
 
 @contextlib.contextmanager
@@ -78,53 +83,91 @@ def replaced_weights(graph: ir.Graph, references: Mapping[str, ir.TensorProtocol
             graph.initializers[name].const_value = tensor
 
 
-def serialize_without_weights(model: ir.Model) -> tuple[bytes, dict[str, ir.TensorProtocol]]:
-    """Returns the model as protobuf with references in place of large weights, and those weights by name."""
-    taken = {
+def large_weights(model: ir.Model) -> dict[str, ir.TensorProtocol]:
+    """Returns the weights that do not travel inside the serialized model, by name."""
+    return {
         name: value.const_value
         for name, value in model.graph.initializers.items()
         if value.const_value is not None and value.const_value.nbytes >= EXTERNAL_BYTES
     }
-    references = {
-        name: ir.ExternalTensor("weights.bin", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name)
-        for name, tensor in taken.items()
+
+
+def serialize(model: ir.Model, left_out: Mapping[str, ir.TensorProtocol]) -> bytes:
+    """Returns the model as protobuf: references to `weights.bin` for `left_out`, all other weights inside."""
+    tensors: dict[str, ir.TensorProtocol] = {
+        name: ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=name)
+        for name, tensor in large_weights(model).items()
+        if name not in left_out
     }
-    with replaced_weights(model.graph, references):
-        return ir.serde.serialize_model(model).SerializeToString(), taken
+    for name, tensor in left_out.items():
+        shape = ir.Shape(tensor.shape.numpy())
+        tensors[name] = ir.ExternalTensor(WEIGHTS, 0, tensor.nbytes, tensor.dtype, shape=shape, name=name)
+    with replaced_weights(model.graph, tensors):
+        return ir.serde.serialize_model(model).SerializeToString()
 
 
 def make_session(
     model: ir.Model, settings: SessionSettings, weights: WeightStore | None = None
 ) -> ort.InferenceSession:
-    """Creates an onnxruntime session for `model` without copying its weights.
+    """Creates an onnxruntime session for `model`.
+
+    With the native library, weights that only its kernels and lookups read are shared with onnxruntime, not copied.
+    Without it, onnxruntime folds constants of the function bodies and so needs weights of its own.
 
     Args:
         model: any model of this package.
         settings: threads and the like.
         weights: arrays shared with other sessions.
     """
-    options = session_options(settings)
-    serialized, tensors = serialize_without_weights(model)
+    options, native_loaded = session_options(settings)
     weights = weights or WeightStore()
-    names = list(tensors)
-    options.add_external_initializers(names, [weights.value(name, tensors[name]) for name in names])
-    return ort.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
+    large = large_weights(model)
+    if not native_loaded:
+        names = list(large)
+        options.add_external_initializers(names, [weights.value(name, large[name]) for name in names])
+        return ort.InferenceSession(serialize(model, large), options, providers=PROVIDERS)
+    shared = {name: tensor for name, tensor in large.items() if _only_read_by_row(model.graph.initializers[name])}
+    for name, tensor in shared.items():
+        options.add_initializer(name, weights.value(name, tensor))
+    with _stand_in_file(shared) as folder:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+        return ort.InferenceSession(serialize(model, shared), options, providers=PROVIDERS)
 
 
-def session_options(settings: SessionSettings) -> ort.SessionOptions:
-    """Options for our sessions; loads the native library where it is to be used."""
+def _only_read_by_row(value: ir.Value) -> bool:
+    """Whether no optimizer of onnxruntime looks at the values: only `Linear` and `Gather` take them."""
+    return all(
+        (use.node.op_type, use.idx) in ((LINEAR, 1), ("Gather", 0)) for use in value.uses()
+    ) and not value.is_graph_output()
+
+
+@contextlib.contextmanager
+def _stand_in_file(shared: Mapping[str, ir.TensorProtocol]) -> Iterator[str]:
+    """Yields a folder with an empty (sparse) `weights.bin`.
+
+    onnxruntime takes a tensor from `add_initializer` in place of one in a file, but insists that the file is there.
+    """
+    with tempfile.TemporaryDirectory(prefix="poptransformer-") as folder:
+        path = Path(folder) / WEIGHTS
+        path.touch()
+        os.truncate(path, max((tensor.nbytes for tensor in shared.values()), default=0))
+        yield folder
+
+
+def session_options(settings: SessionSettings) -> tuple[ort.SessionOptions, bool]:
+    """Returns options for our sessions, and whether they have the native library."""
     options = ort.SessionOptions()
     options.log_severity_level = settings.log_severity
     options.enable_mem_pattern = False  # shapes change from step to step
     options.inter_op_num_threads = 1
-    if settings.use_native and native.load(options):
+    loaded = settings.use_native and native.load(options)
+    if loaded:
         # Our kernels have one thread pool for the process; a second, spinning one would take its cores.
         native.set_threads(settings.num_threads)
         options.intra_op_num_threads = 1
-        options.add_session_config_entry("session.disable_prepacking", "1")
     else:
         options.intra_op_num_threads = settings.num_threads
     if settings.profile_prefix:
         options.enable_profiling = True
         options.profile_file_prefix = settings.profile_prefix
-    return options
+    return options, loaded

@@ -54,19 +54,19 @@ class StepRunner:
             Logits fp32 `[B, M, V]`.
         """
         binding = self._session.io_binding()
-        feeds = (
-            ("input_ids", input_ids),
-            ("lengths", lengths),
-            ("past_lengths", self.past_lengths),
-            ("logit_positions", logit_positions),
-        )
-        for name, array in feeds:
-            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array, np.int64)))
+        feeds = {
+            "input_ids": input_ids,
+            "lengths": lengths,
+            "past_lengths": self.past_lengths,
+            "logit_positions": logit_positions,
+        }
+        bound = _bind(binding, {name: np.ascontiguousarray(array, np.int64) for name, array in feeds.items()})
         for state, past, present in zip(self._states, self._pasts, self._presents, strict=True):
             binding.bind_ortvalue_input(state.past, past)
             binding.bind_ortvalue_output(state.present, present)
         binding.bind_output("logits", "cpu")
         self._session.run_with_iobinding(binding)
+        del bound
         self._pasts, self._presents = self._presents, self._pasts
         self.past_lengths = self.past_lengths + lengths
         return binding.get_outputs()[-1]
@@ -95,6 +95,13 @@ class StepRunner:
             for state, past in zip(self._states, pasts, strict=True)
         ]
         return pasts, presents
+
+
+def _bind(binding: ort.IOBinding, arrays: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """Binds arrays as inputs without copying; they must outlive the run, so the caller keeps what this returns."""
+    for name, array in arrays.items():
+        binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
+    return list(arrays.values())
 
 
 def _allocate(state: StateSpec, batch: int, slots: int) -> ort.OrtValue:
@@ -191,17 +198,18 @@ class Runtime:
         Returns:
             Tokens int64 `[B]`; with `want_probabilities` also fp32 `[B, V]`.
         """
-        if isinstance(logits, np.ndarray):
-            logits = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(logits, np.float32))
         binding = self.sampler_session.io_binding()
-        binding.bind_ortvalue_input("logits", logits)
         arrays = {"history": history, "step": step} | {name: getattr(settings, name) for name in SAMPLING_INPUTS}
-        for name, array in arrays.items():
-            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)))
+        if isinstance(logits, np.ndarray):
+            arrays["logits"] = logits.astype(np.float32, copy=False)
+        else:
+            binding.bind_ortvalue_input("logits", logits)
+        bound = _bind(binding, {name: np.ascontiguousarray(array) for name, array in arrays.items()})
         binding.bind_output("token", "cpu")
         if want_probabilities:
             binding.bind_output("probabilities", "cpu")
         self.sampler_session.run_with_iobinding(binding)
+        del bound
         outputs = [value.numpy() for value in binding.get_outputs()]
         return (outputs[0], outputs[1]) if want_probabilities else outputs[0]
 

@@ -38,9 +38,7 @@ def find_target(key: str, path: object) -> Any:
                 raise ConfigError(f"{key} is {path}, but {error}") from None  # it knows what it has
             listed = [public for public in dir(target) if not is_private(public)]
             where = getattr(target, "__name__", parts[0])
-            raise ConfigError(
-                f"{key} is {path}, but {where} has no {name}. {did_you_mean(name, listed)}"
-            ) from None
+            raise ConfigError(f"{key} is {path}, but {where} has no {name}. {did_you_mean(name, listed)}") from None
     if not callable(target):
         raise ConfigError(f"{key} is {path}, which is a {type(target).__name__}; expected a class.")
     return target

@@ -51,17 +51,13 @@ def test_the_seeds_command() -> None:
     ):
         assert line in err.splitlines()
     assert "loading transformer.wte.weight with shape" in err
-    assert tree(GPT2) == before, "a single run leaves nothing behind"
-
-
-def test_performance_counts_generated_tokens() -> None:
-    _, err = run(GPT2, "model.max_loop=12")
     assert re.search(
         r"^Performance:\nbatch size: 1, precision: fp16\nmax_length: 256, decode_step: 12\n"
         r"Latency per token: [\d.]+ ms/token\nThroughput: [\d.]+ token/s, Total Latency: [\d.]+ ms$",
         err,
         re.MULTILINE,
     )
+    assert tree(GPT2) == before, "a single run leaves nothing behind"
 
 
 def test_streamed_text_is_the_text_of_one_call(tmp_path: Path) -> None:
@@ -82,13 +78,6 @@ def test_llama2_answers() -> None:
     assert out.startswith("> What is gravity?\n")
     assert "gravity" in out.split("\n", 1)[1].lower()
     assert "decode_step: 8" in err
-
-
-def test_too_many_prompts_are_truncated() -> None:
-    out, err = run(GPT2, "model.max_loop=2", 'inputs.input_string_list=["She said", "It was"]')
-    assert "num input strings is larger than batch size, truncating" in err
-    assert out.startswith("She said")
-    assert "It was" not in out
 
 
 def test_cfg_job() -> None:
@@ -138,17 +127,13 @@ def test_multirun(tmp_path: Path) -> None:
 
 
 def test_a_configuration_of_ones_own(tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text(
-        yaml.safe_dump(
-            {
-                "defaults": ["sharding", "_self_"],
-                "model": {"max_loop": 3},
-                "inputs": {"input_string_list": ["Oh"]},
-            }
-        )
-    )
+    inputs = {"input_string_list": ["Oh", "More than the batch holds"]}
+    mine = {"defaults": ["sharding", "_self_"], "model": {"max_loop": 3}, "inputs": inputs}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(mine))
     out, err = run(GPT2, "--config-dir", str(tmp_path), "--config-name=mine")
     assert out.startswith("Oh")
+    assert "More" not in out
+    assert "num input strings is larger than batch size, truncating" in err
     assert "decode_step: 3" in err
 
 
@@ -237,7 +222,7 @@ def test_a_failing_job_of_several_is_named(tmp_path: Path) -> None:
 
 
 def test_a_reader_that_has_gone() -> None:
-    command = f'{sys.executable} inference.py model.max_loop=30 | head -c 5; echo " ${{PIPESTATUS[0]}}"'
+    command = f'{sys.executable} inference.py model.max_loop=200 | head -c 5; echo " ${{PIPESTATUS[0]}}"'
     done = subprocess.run(["bash", "-c", command], cwd=GPT2, capture_output=True, text=True, timeout=300, check=True)
     assert done.stdout == "My na 141\n"
     assert "Traceback" not in done.stderr

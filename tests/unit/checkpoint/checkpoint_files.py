@@ -101,6 +101,48 @@ def interleave(weight: np.ndarray, heads: int) -> np.ndarray:
     return weight.reshape(heads, 2, -1, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
 
 
+HIDDEN, FFN, VOCAB, HEADS, KV_HEADS, HEAD_DIM = 64, 96, 40, 4, 2, 16
+
+
+def llama_weights(biases: bool = False) -> dict[str, np.ndarray]:
+    """Random weights of a two-layer Llama under their Hugging Face names."""
+    rng = np.random.default_rng(0)
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (VOCAB, HIDDEN),
+        "model.norm.weight": (HIDDEN,),
+        "lm_head.weight": (VOCAB, HIDDEN),
+    }
+    for layer in ("model.layers.0", "model.layers.1"):
+        rows = {"q_proj": HEADS * HEAD_DIM, "k_proj": KV_HEADS * HEAD_DIM, "v_proj": KV_HEADS * HEAD_DIM}
+        for name, size in rows.items():
+            shapes[f"{layer}.self_attn.{name}.weight"] = (size, HIDDEN)
+            if biases:
+                shapes[f"{layer}.self_attn.{name}.bias"] = (size,)
+        shapes[f"{layer}.self_attn.o_proj.weight"] = (HIDDEN, HIDDEN)
+        shapes[f"{layer}.mlp.gate_proj.weight"] = shapes[f"{layer}.mlp.up_proj.weight"] = (FFN, HIDDEN)
+        shapes[f"{layer}.mlp.down_proj.weight"] = (HIDDEN, FFN)
+        shapes[f"{layer}.input_layernorm.weight"] = shapes[f"{layer}.post_attention_layernorm.weight"] = (HIDDEN,)
+    return {key: rng.standard_normal(shape).astype(np.float32) for key, shape in shapes.items()}
+
+
+def to_gguf(weights: dict[str, np.ndarray], kind: str = "F32") -> dict[str, tuple[np.ndarray, str]]:
+    """Name and order tensors as llama.cpp's converter does, matrices in the given type."""
+    import gguf
+
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
+    stored = {}
+    for key, array in weights.items():
+        base, suffix = key.rsplit(".", 1)
+        if ".q_proj." in key:
+            array = interleave(array, HEADS)
+        if ".k_proj." in key:
+            array = interleave(array, KV_HEADS)
+        chosen = kind if array.ndim == 2 else "F32"
+        data = gguf.quants.quantize(array, gguf.GGMLQuantizationType[chosen])
+        stored[f"{names.get_name(base)}.{suffix}"] = (data, chosen)
+    return stored
+
+
 def train_tokenizer(kind: str) -> Any:
     """Train a small tokenizer: `bytes` (GPT-2's kind), `spm` (Llama 2's) or `words` (word pieces)."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

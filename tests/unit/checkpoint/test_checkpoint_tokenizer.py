@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import random
 import subprocess
@@ -220,8 +221,15 @@ def test_damaged_files(tmp_path: Path, file: str, content: str, message: str) ->
 
 def test_a_layout_nothing_can_read(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    (tmp_path / "tokenizer.model").write_bytes(b"not a sentencepiece model")
+    (tmp_path / "vocab.txt").write_text("a")
     with pytest.raises(TokenizerError, match=r"cannot load the tokenizer of .*Put a tokenizer\.json there"):
+        load(tmp_path)
+
+
+def test_sentencepiece_files_say_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(b"not a sentencepiece model")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(TokenizerError, match=r"tokenizer\.model needs .*pip install sentencepiece"):
         load(tmp_path)
 
 

@@ -85,9 +85,7 @@ class FakeRunner:
         self._slots = slots
         self._log = log
 
-    def forward(
-        self, input_ids: np.ndarray, lengths: np.ndarray, logit_positions: np.ndarray
-    ) -> ort.OrtValue:
+    def forward(self, input_ids: np.ndarray, lengths: np.ndarray, logit_positions: np.ndarray) -> ort.OrtValue:
         batch, count = input_ids.shape
         self._log.append((batch, count))
         if batch != len(self._rows) or not all(

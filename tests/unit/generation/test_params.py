@@ -17,9 +17,7 @@ def test_default_is_greedy():
     assert sampling_rows(1, max_new_tokens=3)[0] == SamplingParams(max_new_tokens=3)
 
 
-@pytest.mark.parametrize(
-    "given", [{"temperature": 0.7}, {"temperature": 1.0}, {"top_p": 0.9}, {"min_p": 0.1}]
-)
+@pytest.mark.parametrize("given", [{"temperature": 0.7}, {"temperature": 1.0}, {"top_p": 0.9}, {"min_p": 0.1}])
 def test_whoever_sets_a_temperature_samples(given):
     (row,) = sampling_rows(1, max_new_tokens=3, **given)
     assert row.top_k == 0

@@ -35,9 +35,7 @@ def params(count=4, max_new_tokens=8, **settings):
 def test_a_row_gives_what_it_gives_alone(settings):
     rows = params(**settings)
     together = generate_ids(FakeRuntime(), PROMPTS, rows)
-    alone = [
-        generate_ids(FakeRuntime(), [prompt], [row])[0] for prompt, row in zip(PROMPTS, rows, strict=True)
-    ]
+    alone = [generate_ids(FakeRuntime(), [prompt], [row])[0] for prompt, row in zip(PROMPTS, rows, strict=True)]
     reverse = generate_ids(FakeRuntime(), PROMPTS[::-1], rows[::-1])[::-1]
     assert together == alone == reverse
     assert all(len(ids) == 8 for ids in together)

@@ -67,6 +67,11 @@ def test_stop_token_has_no_text():
     assert runtime.steps == 6
 
 
+def test_ids_of_each_step():
+    steps = stream(Scripted(b"ab\0", b"c\0"), 2)
+    assert [list(steps.ids) for _ in steps] == [[97, 99], [98, 0], [0, None]]
+
+
 def test_ignored_stop_token_has_text():
     assert joined(stream(Scripted(b"a\0b"), 1, 3, ignore_eos=True)) == ["a\0b"]
 
