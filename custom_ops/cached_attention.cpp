@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // CachedAttention: writes a step's keys and values into the cache and attends to it causally.
 //
-//   query [B, L, N*H], key and value [B, L, K*H], past_key and past_value [B, K, S, H], past_lengths [B] int64
+//   query [B, L, N*H], key, value [B, L, K*H], past_key, past_value [B, K, S, H], past_lengths [B] int64
 //   -> output [B, L, N*H], present_key and present_value [B, K, S, H]
 //
 // Token i of row b goes to slot past_lengths[b] + i and sees the slots up to that one. Query head n uses kv head
-// n / (N / K). A present output bound to the buffer of its past input is updated in place; otherwise the past is copied.
+// n / (N / K). A present output bound to the buffer of its past input is updated in place; else the past is copied.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -26,6 +26,8 @@ constexpr int64_t kMaxSplitTokens = 4;
 constexpr int64_t kSplitSlots = 128;
 /// Query rows per piece otherwise.
 constexpr int64_t kQueryRows = 48;
+/// From this many query rows per key on, transposing the keys pays.
+constexpr int64_t kPanelQueryRows = 12;
 /// Below this many bytes to copy, or multiplications, one thread is as fast.
 constexpr int64_t kMinParallelBytes = 1 << 17;
 constexpr int64_t kMinParallelWork = 1 << 15;
@@ -65,8 +67,8 @@ void write_cache(const Problem& p) {
   const int64_t heads = p.batch * p.kv_heads;
   const bool copies = p.present_key != p.past_key || p.present_value != p.past_value;
   const int64_t bytes = heads * (copies ? p.slots : p.tokens) * p.head_dim * 8;
-  ThreadPool::run_if(bytes >= kMinParallelBytes, [&](int thread, int threads) {
-    const Range mine = share(heads, thread, threads);
+  ThreadPool::run_if(bytes >= kMinParallelBytes, [&](int part, int parts) {
+    const Range mine = share(heads, part, parts);
     for (int64_t index = mine.begin; index < mine.end; ++index) {
       const int64_t row = index / p.kv_heads, head = index % p.kv_heads;
       write_head(p, row, head, p.past_key, p.key, p.present_key);
@@ -82,12 +84,13 @@ AttentionPiece make_piece(const Problem& p, int64_t row, int64_t head, int64_t t
   const int64_t cache = p.cache_offset(row, head);
   const float* query = p.query + (row * p.tokens + token) * stride + head * p.group() * p.head_dim;
   return {query, stride, p.present_key + cache, p.present_value + cache, p.group(), tokens, p.head_dim, begin, end,
-          p.past_lengths[row] + token + 1, p.scale};
+          p.past_lengths[row] + token + 1, p.scale, p.tokens * p.group() >= kPanelQueryRows};
 }
 
 /// Where query row `r` (token r / group, head r % group of the kv head) has its output.
 float* output_row(const Problem& p, int64_t row, int64_t head, int64_t token, int64_t r) {
-  return p.output + ((row * p.tokens + token + r / p.group()) * p.heads + head * p.group() + r % p.group()) * p.head_dim;
+  const int64_t query_head = head * p.group() + r % p.group();
+  return p.output + ((row * p.tokens + token + r / p.group()) * p.heads + query_head) * p.head_dim;
 }
 
 /// Prefill: pieces are blocks of tokens, the longest (latest) first, each over all slots it sees.
@@ -162,8 +165,8 @@ void attend(const Problem& p) {
   const int64_t size = splits * attention_sums_size(p.tokens * p.group(), p.head_dim);
   float* memory = scratch<float>(Scratch::kShared, heads * size);
   ThreadPool::run_if(worth, [&](int, int) { attend_by_slots(p, splits, memory, next); });
-  ThreadPool::run_if(heads * size >= kMinParallelWork, [&](int thread, int threads) {
-    const Range mine = share(heads, thread, threads);
+  ThreadPool::run_if(heads * size >= kMinParallelWork, [&](int part, int parts) {
+    const Range mine = share(heads, part, parts);
     for (int64_t index = mine.begin; index < mine.end; ++index) {
       merge_head(p, index / p.kv_heads, index % p.kv_heads, memory + index * size);
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Entry points of the library: registration with onnxruntime, thread count, version. Ops register themselves (ort_op.h).
+// Entry points of the library: registration with onnxruntime, thread count, version. Ops register themselves.
 #include <onnxruntime_c_api.h>
 
 #include "common/ort_op.h"

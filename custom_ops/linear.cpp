@@ -16,8 +16,6 @@
 namespace poptransformer {
 namespace {
 
-/// Up to this many input rows are done by dot products; beyond it transposing the weights pays (measured).
-constexpr int64_t kMaxDotRows = 24;
 /// Steps of this depth keep four weight rows and a few input rows in the first-level cache.
 constexpr int64_t kDotDepth = 1024;
 /// A panel of this depth (16 KB of fp32) stays in the first-level cache.
@@ -61,6 +59,7 @@ void multiply_rows(const Problem<Weight>& p, const Weight* const* weights, float
 /// Computes y[:, range] by dot products. The range is walked as four streams side by side.
 template <class Weight>
 void multiply_by_dots(const Problem<Weight>& p, Range range) {
+  float sums[kMaxDotRows][kDotRows];
   const int64_t stream = (range.end - range.begin + kDotRows - 1) / kDotRows;
   for (int64_t step = 0; step < stream; ++step) {
     int64_t column[kDotRows];
@@ -70,7 +69,6 @@ void multiply_by_dots(const Problem<Weight>& p, Range range) {
       column[r] = std::min(range.begin + r * stream + step, range.end - 1);
       weights[r] = p.weight + column[r] * p.depth;
     }
-    float sums[kMaxDotRows][kDotRows];
     multiply_rows(p, weights, sums);
     for (int64_t m = 0; m < p.rows; ++m) {
       for (int r = 0; r < kDotRows; ++r) {
@@ -128,26 +126,26 @@ void multiply_block(const Problem<Weight>& p, int64_t begin, int64_t end, Range 
   }
 }
 
-/// Computes one thread's share of y by panels: a run of (row block, panel) pairs.
+/// Computes one part of y by panels: a run of (row block, panel) pairs.
 template <class Weight>
-void multiply_by_panels(const Problem<Weight>& p, int64_t block_rows, int thread, int threads) {
+void multiply_by_panels(const Problem<Weight>& p, int64_t block_rows, int part, int parts) {
   const int64_t panels = (p.columns + kTileColumns - 1) / kTileColumns;
   const int64_t blocks = (p.rows + block_rows - 1) / block_rows;
-  const Range mine = share(blocks * panels, thread, threads);
+  const Range mine = share(blocks * panels, part, parts);
   for (int64_t block = mine.begin / panels; block * panels < mine.end; ++block) {
     const int64_t begin = block * block_rows;
-    const Range part{std::max(mine.begin - block * panels, int64_t{0}), std::min(mine.end - block * panels, panels)};
-    multiply_block(p, begin, std::min(begin + block_rows, p.rows), part);
+    const Range run{std::max(mine.begin - block * panels, int64_t{0}), std::min(mine.end - block * panels, panels)};
+    multiply_block(p, begin, std::min(begin + block_rows, p.rows), run);
   }
 }
 
-/// Rows per block: as many as the cache holds, fewer if the threads would not get enough pieces of equal size.
-int64_t choose_block_rows(int64_t rows, int64_t columns, int threads) {
-  constexpr int kPiecesPerThread = 4;
+/// Rows per block: as many as the cache holds, fewer if the parts would be too uneven.
+int64_t choose_block_rows(int64_t rows, int64_t columns, int parts) {
+  constexpr int kPiecesPerPart = 4;
   const int64_t panels = (columns + kTileColumns - 1) / kTileColumns;
   int64_t block_rows = kBlockRows;
   while (block_rows > 10 * kTileRows &&
-         panels * ((rows + block_rows - 1) / block_rows) < kPiecesPerThread * threads) {
+         panels * ((rows + block_rows - 1) / block_rows) < kPiecesPerPart * parts) {
     block_rows /= 2;
   }
   return block_rows;
@@ -155,9 +153,9 @@ int64_t choose_block_rows(int64_t rows, int64_t columns, int threads) {
 
 template <class Weight>
 void multiply(const Problem<Weight>& p) {
-  const auto job = [&p](int thread, int threads) {
-    if (p.rows <= kMaxDotRows) return multiply_by_dots(p, share(p.columns, thread, threads));
-    multiply_by_panels(p, choose_block_rows(p.rows, p.columns, threads), thread, threads);
+  const auto job = [&p](int part, int parts) {
+    if (p.rows <= Tiles<Weight>::pick().max_dot_rows) return multiply_by_dots(p, share(p.columns, part, parts));
+    multiply_by_panels(p, choose_block_rows(p.rows, p.columns, parts), part, parts);
   };
   if (p.rows == 0 || p.columns == 0) return;
   ThreadPool::run_if(p.rows * p.columns * p.depth >= kMinParallelWork, job);

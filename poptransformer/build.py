@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from poptransformer.errors import ConfigError, PopTransformerError, did_you_mean
@@ -38,6 +38,7 @@ class Build:
         batch_per_step: batches that one `session.run` takes.
         enable_pipeline: overlap the stages of `layer_per_ipu`.
         layer_per_ipu: decoder blocks on each IPU, in order; None puts all on IPU 0.
+        advance: called with the number of weights just loaded, to show progress.
     """
 
     graph: Graph | None = None
@@ -49,6 +50,7 @@ class Build:
     batch_per_step: int = 1
     enable_pipeline: bool = False
     layer_per_ipu: tuple[int, ...] | None = None
+    advance: Callable[[int], None] | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         check_choice("model_type", self.model_type, MODEL_TYPES)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,17 +65,17 @@ class Engine:
         Returns:
             float32 `[B, L, V]`; what lies past a row's length means nothing.
         """
-        ids = np.atleast_2d(np.asarray(input_ids, np.int64))
+        ids = np.atleast_2d(_integers("input_ids", input_ids))
+        if ids.ndim != 2 or ids.size == 0:
+            raise ConfigError(f"input_ids has shape {list(ids.shape)}; expected [B, L], at least one row of one token.")
         batch, count = ids.shape
-        if ids.size == 0:
-            raise ConfigError(f"input_ids has shape {list(ids.shape)}; expected at least one row of one token.")
-        lengths = np.full(batch, count) if lengths is None else np.asarray(lengths)
+        lengths = np.full(batch, count) if lengths is None else _integers("lengths", lengths)
         if lengths.shape != (batch,) or (lengths < 1).any() or (lengths > count).any():
             raise ConfigError(f"lengths must hold {batch} numbers from 1 to {count}, found {lengths.tolist()}.")
-        generation.check_prompts(self.runtime, ids.tolist())
-        runner = self.runtime.start(batch, count)
         positions = np.broadcast_to(np.arange(count), (batch, count))
-        return runner.forward(ids, lengths.astype(np.int64), positions).numpy()
+        ids = np.where(positions < lengths[:, None], ids, 0)  # whatever stands for padding outside
+        generation.check_prompts(self.runtime, ids.tolist())
+        return self.runtime.start(batch, count).forward(ids, lengths, positions).numpy()
 
     def generate(self, prompts: Prompts, **sampling: Any) -> Any:
         """Generates a continuation of every prompt.
@@ -147,16 +148,31 @@ class Engine:
         """Returns the prompts as rows of ids, whether they were text, and whether it was a single one."""
         if isinstance(prompts, str):
             return [self.tokenizer.encode(prompts)], True, True
-        items: list[Any] = list(prompts)
-        if not items:
+        try:
+            items: list[Any] = list(prompts)
+            if items and all(isinstance(item, str) for item in items):
+                return [self.tokenizer.encode(item) for item in items], True, False
+            if items and all(isinstance(item, (int, np.integer)) for item in items):
+                return [[int(item) for item in items]], False, True
+            rows = [[operator.index(i) for i in item] for item in items]
+        except TypeError as error:
+            raise ConfigError(
+                f"prompts must be a text, a list of texts, a list of ids or a list of lists of ids, found {prompts!r}."
+            ) from error
+        if not rows:
             raise ConfigError("The list of prompts is empty; give at least one text or one list of ids.")
-        if all(isinstance(item, str) for item in items):
-            return [self.tokenizer.encode(item) for item in items], True, False
-        if all(isinstance(item, (int, np.integer)) for item in items):
-            rows, single = [[int(item) for item in items]], True
-        else:
-            rows, single = [[int(i) for i in item] for item in items], False
-        return rows, False, single
+        return rows, False, False
+
+
+def _integers(name: str, values: Any) -> np.ndarray:
+    """Returns nested lists or an array of integers as int64."""
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise ConfigError(f"{name} has rows of different lengths; pad them on the right and pass lengths.") from error
+    if array.size and array.dtype.kind not in "iu":
+        raise ConfigError(f"{name} must be integers, found {array.dtype}. Use engine.tokenizer.encode for text.")
+    return array.astype(np.int64)
 
 
 def load(
@@ -184,19 +200,19 @@ def load(
     from poptransformer.models import model_class_for
 
     settings = SessionSettings(threads=threads)
-    if is_artefact(name_or_path):
-        return _load_saved(name_or_path, precision, max_length, settings)
-    checkpoint = open_checkpoint(name_or_path, cache_dir=cache_dir)
     build = Build(
         model_type=model_type, num_replicas=num_replicas, precision=precision or "fp32", batch_size=batch_size
     )
+    if is_artefact(name_or_path):
+        return _load_saved(Path(name_or_path).expanduser().resolve(), precision, max_length, settings)
+    checkpoint = open_checkpoint(name_or_path, cache_dir=cache_dir)
     with use_build(build):
         model = model_class_for(checkpoint.config).from_checkpoint(checkpoint, max_length=max_length)
     model.build_graph()
     return Engine.from_model(model, settings)
 
 
-def _load_saved(folder: str | Path, precision: str | None, max_length: int | None, settings: SessionSettings) -> Engine:
+def _load_saved(folder: Path, precision: str | None, max_length: int | None, settings: SessionSettings) -> Engine:
     compiled = load_artefact(folder)
     for name, asked, found in (
         ("precision", precision, compiled.info.precision),

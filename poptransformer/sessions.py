@@ -17,12 +17,13 @@ from poptransformer import generation
 from poptransformer.engine import Engine
 from poptransformer.errors import PopTransformerError
 from poptransformer.runtime.cache import CompiledCache
-from poptransformer.runtime.compiled import compile_model
+from poptransformer.runtime.compiled import CompiledModel, compile_model
 from poptransformer.runtime.ort_session import SessionSettings
-from poptransformer.runtime.profile import write_profile
+from poptransformer.runtime.profile import make_profile_folder, write_profile
+from poptransformer.utils.progress import progress
 
 if TYPE_CHECKING:
-    from poptransformer.models.base_model import HFDecBaseModel
+    from poptransformer.models.base_model import HFDecBaseModel, HFModel
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +100,9 @@ class Session:
             "constant_folding_of_multiple_consumers": constant_folding_of_multiple_consumers,
             "use_loop_candidate_creator": use_loop_candidate_creator,
         }
-        self.cache = CompiledCache(Path(execution_cache_name)) if execution_cache_name else None
+        self.cache: CompiledCache | None = None
+        if execution_cache_name:
+            self.cache = CompiledCache(Path(execution_cache_name), self.compiler_options)
         self.profile_folder = Path(profile_name) if profile_name else None
         prefix = str(self.profile_folder / "onnxruntime") if self.profile_folder else None
         self.settings = SessionSettings(threads=threads, profile_prefix=prefix, log_severity=log_severity)
@@ -112,14 +115,8 @@ class Session:
         """Compiles `model`, or opens it from the cache; builds its graph where that is still to be done."""
         logger.info("compiling")
         if self.profile_folder:
-            self.profile_folder.mkdir(parents=True, exist_ok=True)
-        compiled = self.cache.find(model) if self.cache else None
-        if compiled is None:
-            if not model.is_built:
-                model.build_graph()
-            compiled = compile_model(model, self.compiler_options)
-            if self.cache:
-                compiled = self.cache.store(model, compiled)
+            make_profile_folder(self.profile_folder)
+        compiled = self.cache.get(model, self._compile) if self.cache else self._compile(model)
         self._model = model
         self._engine = Engine(compiled, model.checkpoint, self.settings)
         logger.info("compiled")
@@ -150,6 +147,8 @@ class Session:
             `anchor_arrays`: `output_ids` int64 `[B, T]`, `output_lengths` int64 `[B]`, `decode_step` int64 `[]`.
         """
         rows = self._rows(input_dict)
+        with progress("compiling"):
+            self.engine.runtime.make_ready(one_call=not self._needs_steps())
         with self._measured(rows) as answers:
             for batch in self._batches(rows):
                 answers += self._generate(batch)
@@ -159,6 +158,8 @@ class Session:
     def stream(self, input_dict: Mapping[str, Any]) -> Iterator[list[str]]:
         """Generates step by step, yielding one piece of text per row and step."""
         rows = self._rows(input_dict)
+        with progress("compiling"):
+            self.engine.runtime.make_ready(one_call=False)
         with self._measured(rows) as answers:
             for batch in self._batches(rows):
                 before = len(answers)
@@ -181,6 +182,11 @@ class Session:
 
     # -- inside -------------------------------------------------------------------------------------------------
 
+    def _compile(self, model: HFModel) -> CompiledModel:
+        if not model.is_built:
+            model.build_graph()
+        return compile_model(model, self.compiler_options)
+
     def _rows(self, input_dict: Mapping[str, Any]) -> list[list[int]]:
         return [
             ids[:length].tolist() for ids, length in zip(input_dict["input_ids"], input_dict["lengths"], strict=True)
@@ -190,6 +196,10 @@ class Session:
         size = self.model.build.batch_size
         for start in range(0, len(rows), size):
             yield rows[start : start + size]
+
+    def _needs_steps(self) -> bool:
+        """Whether answers are chosen between whole texts, which one onnxruntime call cannot do."""
+        return self.model.sampling["num_beams"] > 1 or bool(self.model.sampling["stop"])
 
     def _params(self, rows: list[list[int]]) -> list[generation.SamplingParams]:
         model = self.model

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from poptransformer.errors import GraphError
 from poptransformer.graph import Graph
 
 BATCH, TOKENS, SLOTS, CHOSEN = "batch", "tokens", "slots", "chosen"
@@ -124,8 +125,16 @@ class Step:
             return self.graph.op("GatherND", hidden, indices, batch_dims=1)
 
     def finish(self, logits: ir.Value) -> Sequence[StateSpec]:
-        """Makes logits and present states the graph's outputs; returns the states."""
+        """Makes logits and present states the graph's outputs; returns the states.
+
+        Raises:
+            GraphError: a state was declared, but never updated.
+        """
         self.graph.output(logits, "logits")
         for spec in self.states:
+            if spec.present not in self.presents:
+                raise GraphError(
+                    f"The state {spec.past} is never updated; call state.update(value) in the layer that declares it."
+                )
             self.graph.output(self.presents[spec.present], spec.present)
         return self.states

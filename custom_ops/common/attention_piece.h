@@ -14,8 +14,7 @@
 
 namespace poptransformer {
 
-constexpr int64_t kSlotBlock = 64;     ///< Slots whose scores are held at a time.
-constexpr int64_t kDotQueryRows = 12;  ///< Below this many query rows, keys are not worth transposing.
+constexpr int64_t kSlotBlock = 64;  ///< Slots whose scores are held at a time.
 
 constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
@@ -30,6 +29,7 @@ struct AttentionPiece {
   int64_t begin, end;
   int64_t first_visible;
   float scale;
+  bool by_panels;  // Transpose the keys for many query rows. The order of sums depends on it.
 
   int64_t rows() const { return group * tokens; }
 };
@@ -57,7 +57,7 @@ class AttentionWorker {
  public:
   AttentionWorker(const AttentionPiece& piece, const AttentionSums& out)
       : p_(piece), out_(out), rows_(piece.rows()), width_(round_up(piece.head_dim, kTileColumns)) {
-    const int64_t panels = rows_ < kDotQueryRows ? 0 : kSlotBlock * p_.head_dim;
+    const int64_t panels = p_.by_panels ? kTileColumns * p_.head_dim : 0;
     const int64_t padded = width_ == p_.head_dim ? 0 : kSlotBlock * width_;
     query_ = scratch<float>(Scratch::kOwn, rows_ * p_.head_dim + rows_ * kSlotBlock + panels + padded);
     scores_ = query_ + rows_ * p_.head_dim;
@@ -72,10 +72,10 @@ class AttentionWorker {
     std::fill_n(out_.total, rows_, 0.0f);
     for (int64_t first = p_.begin; first < p_.end; first += kSlotBlock) {
       const int64_t count = std::min(kSlotBlock, p_.end - first);
-      if (rows_ < kDotQueryRows) {
-        score_by_dots(first, count);
-      } else {
+      if (p_.by_panels) {
         score_by_panels(first, count);
+      } else {
+        score_by_dots(first, count);
       }
       for (int64_t r = 0; r < rows_; ++r) update_row(r, first, count);
       add_values(first, count);
@@ -92,17 +92,18 @@ class AttentionWorker {
     }
   }
 
-  /// scores_[r][j] = query_[r] . keys[first + j]; the block is read as four streams.
+  /// scores_[r][j] = query_[r] . keys[first + j]
   void score_by_dots(int64_t first, int64_t count) {
     const auto dot = Tiles<float>::pick().dot;
-    const int64_t stream = (count + kDotRows - 1) / kDotRows;
-    for (int64_t step = 0; step < stream; ++step) {
+    for (int64_t j = 0; j < count; j += kDotRows) {
       int64_t slot[kDotRows];
       const float* keys[kDotRows];
       for (int i = 0; i < kDotRows; ++i) {
-        slot[i] = std::min(i * stream + step, count - 1);
+        slot[i] = std::min(j + i, count - 1);  // At the end the last one is computed again.
         keys[i] = p_.keys + (first + slot[i]) * p_.head_dim;
       }
+      // With few queries this is bound by memory: have the values under way while the keys are read.
+      prefetch_rows(p_.values, first + j);
       for (int64_t r = 0; r < rows_; r += kDotInputs) {
         const int inputs = static_cast<int>(std::min<int64_t>(kDotInputs, rows_ - r));
         float part[kDotInputs][kDotRows];
@@ -111,6 +112,14 @@ class AttentionWorker {
           for (int i = 0; i < kDotRows; ++i) scores_[(r + m) * kSlotBlock + slot[i]] = part[m][i];
         }
       }
+    }
+  }
+
+  /// Asks for four rows of a cache.
+  void prefetch_rows(const float* cache, int64_t slot) {
+    const char* begin = reinterpret_cast<const char*>(cache + slot * p_.head_dim);
+    for (int64_t byte = 0; byte < kDotRows * p_.head_dim * int64_t{sizeof(float)}; byte += 64) {
+      prefetch(begin + byte);
     }
   }
 

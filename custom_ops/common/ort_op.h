@@ -15,8 +15,9 @@
 //   };
 //   POPTRANSFORMER_REGISTER_OP(Scale);
 //
-// One kernel object serves all runs of its node, from any thread: `compute` must not write to members.
-// Constructor and `compute` report mistakes by throwing (error.h); the message reaches Python as onnxruntime's exception.
+// One kernel object serves all runs of its node, from any thread: `compute` is const. Constructor and `compute` report
+// mistakes by throwing (error.h); the message reaches Python in onnxruntime's exception. Outputs may be bound buffers
+// that outlive the call: check everything before writing.
 #pragma once
 
 #include <onnxruntime_c_api.h>

@@ -18,17 +18,18 @@
 #include <type_traits>
 #include <vector>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "simd.h"
 
 namespace poptransformer {
 
-/// Fork-join pool; the calling thread works too, as thread 0.
+/// Fork-join pool; the calling thread works too.
 ///
-/// Only one job runs on the pool at a time. A job that arrives while another one runs (a second session in another
-/// Python thread, or a job inside a job) is done by its caller alone, so it never waits and never deadlocks: a job must
-/// be correct for any number of threads, and no part of it may wait for another part.
+/// A job is cut into as many parts as there are threads, and each thread takes the next part when it is ready: where
+/// other programs keep a thread from running, the caller does its part too.
+///
+/// Only one job runs on the pool at a time. One that arrives meanwhile (from a session in another thread, or from inside
+/// a job) is done by its caller alone. So a job must be correct for any number of parts, in any order, and no part may
+/// wait for another.
 ///
 /// Fork: threads do not survive it. The child starts with a fresh pool of the same size at its first job.
 class ThreadPool {
@@ -39,13 +40,13 @@ class ThreadPool {
     return *pool;
   }
 
-  /// Calls `job(thread, threads)` once for each thread, and returns when all are done.
+  /// Calls `job(part, parts)` for each part, and returns when all are done.
   /// @throws what a job threw (the first one, if several did).
   template <class Job>
   void run(Job&& job) {
     using Plain = std::remove_reference_t<Job>;
-    run_erased([](const void* erased, int thread, int threads) {
-      (*static_cast<const Plain*>(erased))(thread, threads);
+    run_erased([](const void* erased, int part, int parts) {
+      (*static_cast<const Plain*>(erased))(part, parts);
     }, &job);
   }
 
@@ -69,7 +70,7 @@ class ThreadPool {
   int get_threads() const { return wanted_.load(std::memory_order_relaxed); }
 
  private:
-  using Erased = void (*)(const void* job, int thread, int threads);
+  using Erased = void (*)(const void* job, int part, int parts);
   using Clock = std::chrono::steady_clock;
 
   /// How long a thread without work spins before it sleeps. It bridges the small nodes between two kernels of a decode
@@ -81,7 +82,7 @@ class ThreadPool {
    public:
     explicit Crew(int threads) {
       try {
-        for (int index = 1; index < threads; ++index) workers_.emplace_back([this, index] { work(index); });
+        for (int index = 1; index < threads; ++index) workers_.emplace_back([this] { work(); });
       } catch (const std::system_error&) {
         // The system gives no more threads: go on with those we have.
       }
@@ -90,16 +91,16 @@ class ThreadPool {
 
     ~Crew() {
       quit_ = true;
-      announce();
+      announce(threads_);
       for (std::thread& worker : workers_) worker.join();
     }
 
     void run(Erased call, const void* job) {
       call_ = call;
       job_ = job;
-      pending_.store(threads_ - 1, std::memory_order_relaxed);
-      if (threads_ > 1) announce();
-      do_part(0);
+      pending_.store(threads_, std::memory_order_relaxed);
+      announce(0);
+      do_parts(generation());
       wait_for_workers();
       if (error_) {
         std::exception_ptr error = std::move(error_);
@@ -109,13 +110,26 @@ class ThreadPool {
     }
 
    private:
-    // Store of the generation before the load of the sleepers here, the other way round in `sleep`, both sequentially
+    uint32_t generation() const { return static_cast<uint32_t>(state_.load(std::memory_order_seq_cst) >> 32); }
+
+    // Store of the state before the load of the sleepers here, the other way round in `sleep`, both sequentially
     // consistent: either the sleeper sees the new generation or we see the sleeper.
-    void announce() {
-      generation_.fetch_add(1, std::memory_order_seq_cst);
+    void announce(int first_part) {
+      state_.store(((uint64_t{generation()} + 1) << 32) | static_cast<uint32_t>(first_part), std::memory_order_seq_cst);
       if (sleepers_.load(std::memory_order_seq_cst) == 0) return;
       std::lock_guard<std::mutex> lock(mutex_);
       wake_.notify_all();
+    }
+
+    // Takes parts of the job of this generation as long as there are any. A part that is taken keeps the job alive; a
+    // thread that comes too late finds none and touches nothing.
+    void do_parts(uint32_t job_generation) {
+      uint64_t state = state_.load(std::memory_order_acquire);
+      while (state >> 32 == job_generation && static_cast<uint32_t>(state) < static_cast<uint32_t>(threads_)) {
+        if (!state_.compare_exchange_weak(state, state + 1, std::memory_order_acq_rel)) continue;
+        do_part(static_cast<int>(static_cast<uint32_t>(state)));
+        state = state_.load(std::memory_order_acquire);
+      }
     }
 
     void do_part(int index) {
@@ -125,31 +139,27 @@ class ThreadPool {
         std::lock_guard<std::mutex> lock(mutex_);
         if (!error_) error_ = std::current_exception();
       }
+      if (pending_.fetch_sub(1, std::memory_order_seq_cst) != 1) return;
+      if (!caller_sleeps_.load(std::memory_order_seq_cst)) return;
+      std::lock_guard<std::mutex> lock(mutex_);
+      finished_.notify_one();
     }
 
-    void work(int index) {
+    void work() {
       uint32_t seen = 0;
       for (;;) {
-        if (!spin([&] { return generation_.load(std::memory_order_acquire) != seen; })) sleep(seen);
-        seen = generation_.load(std::memory_order_acquire);
+        if (!spin([&] { return generation() != seen; })) sleep(seen);
+        seen = generation();
         if (quit_) return;
-        do_part(index);
-        finish_part();
+        do_parts(seen);
       }
     }
 
     void sleep(uint32_t seen) {
       std::unique_lock<std::mutex> lock(mutex_);
       sleepers_.fetch_add(1, std::memory_order_seq_cst);
-      wake_.wait(lock, [&] { return generation_.load(std::memory_order_seq_cst) != seen; });
+      wake_.wait(lock, [&] { return generation() != seen; });
       sleepers_.fetch_sub(1, std::memory_order_relaxed);
-    }
-
-    void finish_part() {
-      if (pending_.fetch_sub(1, std::memory_order_seq_cst) != 1) return;
-      if (!caller_sleeps_.load(std::memory_order_seq_cst)) return;
-      std::lock_guard<std::mutex> lock(mutex_);
-      finished_.notify_one();
     }
 
     void wait_for_workers() {
@@ -175,15 +185,16 @@ class ThreadPool {
     }
 
     static void relax() {
-#if defined(__x86_64__)
+#if POPTRANSFORMER_X86
       _mm_pause();
 #elif defined(__aarch64__)
       asm volatile("yield");
 #endif
     }
 
-    // Each on its own cache line: the workers poll the first while they count down the second.
-    alignas(64) std::atomic<uint32_t> generation_{0};
+    // Upper half: number of the job; lower half: its next part that nobody has taken. Each on its own cache line: the
+    // workers poll the first while they count down the second.
+    alignas(64) std::atomic<uint64_t> state_{0};
     alignas(64) std::atomic<int> pending_{0};
     alignas(64) std::atomic<int> sleepers_{0};
     std::atomic<bool> caller_sleeps_{false};
@@ -231,13 +242,14 @@ class ThreadPool {
   std::unique_ptr<Crew> crew_;
 };
 
-/// Contiguous share of `total` items for one thread of a job.
+/// Items [begin, end).
 struct Range {
-  int64_t begin;
-  int64_t end;
+  int64_t begin, end;
 };
-inline Range share(int64_t total, int thread, int threads) {
-  return {total * thread / threads, total * (thread + 1) / threads};
+
+/// The contiguous share of `total` items that belongs to one part of a job.
+inline Range share(int64_t total, int part, int parts) {
+  return {total * part / parts, total * (part + 1) / parts};
 }
 
 }  // namespace poptransformer

@@ -20,6 +20,7 @@ namespace poptransformer {
 
 constexpr int kDotRows = 4;     ///< Weight rows per dot call: four memory streams use the bandwidth of a core.
 constexpr int kDotInputs = 2;   ///< Input rows per dot call; more would reload the inputs for each weight row.
+constexpr int kMaxDotRows = 24;
 constexpr int kTileRows = 6;    ///< Rows per tile call; 6 x 16 sums fit as well.
 constexpr int kTileColumns = 16;
 
@@ -92,6 +93,7 @@ struct Tiles {
   decltype(&dot_portable<Weight>) dot;
   decltype(&pack_portable<Weight>) pack;
   decltype(&tile_portable) tile;
+  int64_t max_dot_rows;  ///< Input rows up to which `dot` beats `pack` and `tile` (measured); at most kMaxDotRows.
 
   static const Tiles& pick() {
     static const Tiles picked = make();
@@ -101,9 +103,9 @@ struct Tiles {
  private:
   static Tiles make() {
 #if POPTRANSFORMER_X86
-    if (simd() == Simd::kAvx2) return {dot_avx2<Weight>, pack_avx2<Weight>, tile_avx2};
+    if (simd() == Simd::kAvx2) return {dot_avx2<Weight>, pack_avx2<Weight>, tile_avx2, kMaxDotRows};
 #endif
-    return {dot_portable<Weight>, pack_portable<Weight>, tile_portable};
+    return {dot_portable<Weight>, pack_portable<Weight>, tile_portable, 4};
   }
 };
 

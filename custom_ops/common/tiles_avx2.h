@@ -30,27 +30,47 @@ POPTRANSFORMER_AVX2 inline void add_products(const __m256* w, const __m256* x, _
   }
 }
 
+/// How far ahead the rows of a dot product are asked for: the processor's own prefetcher stops at each page, and
+/// between two passes over a row it has nothing to do (measured with 4 inputs: 11 GB/s without, 19 with it).
+constexpr int64_t kPrefetchBytes = 4096;
+
+/// The part of a dot product at depths [k, k + 8).
+template <class Weight, int kInputs>
+POPTRANSFORMER_AVX2 inline void dot_step(const Weight* const* rows, const float* x, int64_t ldx, int64_t k,
+                                         __m256* sums) {
+  __m256 w[kDotRows], inputs[kInputs];
+  POPTRANSFORMER_UNROLL
+  for (int r = 0; r < kDotRows; ++r) w[r] = loaded_once(load8(rows[r] + k));
+  POPTRANSFORMER_UNROLL
+  for (int m = 0; m < kInputs; ++m) inputs[m] = loaded_once(load8(x + m * ldx + k));
+  add_products<kInputs>(w, inputs, sums);
+}
+
 template <class Weight, int kInputs>
 POPTRANSFORMER_AVX2 void dot_inputs_avx2(const Weight* const* weights, const float* x, int64_t ldx, int64_t depth,
                                          float (*out)[kDotRows]) {
-  __m256 sums[kInputs * kDotRows], inputs[kInputs];
+  constexpr int64_t kLine = 64 / sizeof(Weight);  // Values per cache line.
+  constexpr int64_t kAhead = kPrefetchBytes / sizeof(Weight);
+  const Weight* rows[kDotRows];
+  __m256 sums[kInputs * kDotRows];
+  POPTRANSFORMER_UNROLL
+  for (int r = 0; r < kDotRows; ++r) rows[r] = weights[r];
   POPTRANSFORMER_UNROLL
   for (int i = 0; i < kInputs * kDotRows; ++i) sums[i] = _mm256_setzero_ps();
-  const Weight *w0 = weights[0], *w1 = weights[1], *w2 = weights[2], *w3 = weights[3];
   int64_t k = 0;
-  for (; k + 8 <= depth; k += 8) {
-    const __m256 w[kDotRows] = {loaded_once(load8(w0 + k)), loaded_once(load8(w1 + k)), loaded_once(load8(w2 + k)),
-                                loaded_once(load8(w3 + k))};
+  for (; k + kLine <= depth; k += kLine) {
     POPTRANSFORMER_UNROLL
-    for (int m = 0; m < kInputs; ++m) inputs[m] = loaded_once(load8(x + m * ldx + k));
-    add_products<kInputs>(w, inputs, sums);
+    for (int r = 0; r < kDotRows; ++r) prefetch(rows[r] + k + kAhead);
+    POPTRANSFORMER_UNROLL
+    for (int64_t i = 0; i < kLine; i += 8) dot_step<Weight, kInputs>(rows, x, ldx, k + i, sums);
   }
+  for (; k + 8 <= depth; k += 8) dot_step<Weight, kInputs>(rows, x, ldx, k, sums);
   if (k < depth) {
-    const int64_t rest = depth - k;
-    const __m256 w[kDotRows] = {load_part(w0 + k, rest), load_part(w1 + k, rest), load_part(w2 + k, rest),
-                                load_part(w3 + k, rest)};
+    __m256 w[kDotRows], inputs[kInputs];
     POPTRANSFORMER_UNROLL
-    for (int m = 0; m < kInputs; ++m) inputs[m] = load_part(x + m * ldx + k, rest);
+    for (int r = 0; r < kDotRows; ++r) w[r] = load_part(rows[r] + k, depth - k);
+    POPTRANSFORMER_UNROLL
+    for (int m = 0; m < kInputs; ++m) inputs[m] = load_part(x + m * ldx + k, depth - k);
     add_products<kInputs>(w, inputs, sums);
   }
   POPTRANSFORMER_UNROLL

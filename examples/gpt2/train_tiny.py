@@ -63,11 +63,10 @@ def read_r_character_vectors(database: bytes) -> list[list[str]]:
         stream = zlib.decompressobj()
         chunk = stream.decompress(database[offset + 4 :])
         offset = len(database) - len(stream.unused_data)
-        position = 18 + struct.unpack_from(">i", chunk, 14)[0]
-        kind, count = struct.unpack_from(">2i", chunk, position)
+        position = 26 + struct.unpack_from(">i", chunk, 14)[0]
+        kind, count = struct.unpack_from(">2i", chunk, position - 8)
         if not chunk.startswith(b"X\n") or kind != 16:
             raise ValueError(f"expected a serialized R character vector (kind 16), found kind {kind}")
-        position += 8
         vectors.append([])
         for _ in range(count):
             size = max(struct.unpack_from(">2i", chunk, position)[1], 0)
@@ -84,20 +83,17 @@ def debian_novels() -> list[list[str]]:
                 subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
             return read_r_character_vectors((Path(folder) / DEBIAN_DATA_FILE).read_bytes())
         except (OSError, subprocess.CalledProcessError) as error:
-            raise RuntimeError(
-                f"expected the package {DEBIAN_PACKAGE} from apt, found: {getattr(error, 'stderr', error)}\n"
-                "Run `apt-get update` as root first, or give your own text with --text FILE..."
-            ) from error
+            found = getattr(error, "stderr", error)
+            hint = "Run `apt-get update` as root first, or give your own text with --text FILE..."
+            raise SystemExit(f"expected the package {DEBIAN_PACKAGE} from apt, found: {found}\n{hint}") from error
 
 
 def chapters(lines: list[str]) -> list[str]:
     """Split one book into chapters of one line per paragraph, without title page, headings and marks of italics."""
     text = CLOSING.sub("", "\n".join(line.strip() for line in lines).translate(PLAIN))
     pieces = [re.split(r"\n{2,}", piece) for piece in HEADING.split(text)]
-    if len(pieces) == 1:
-        pieces = [pieces[0][start : start + PARAGRAPHS] for start in range(0, len(pieces[0]), PARAGRAPHS)]
-    else:
-        pieces = pieces[1:]
+    whole = pieces[0]  # all of a book without headings, else its title page
+    pieces = pieces[1:] or [whole[start : start + PARAGRAPHS] for start in range(0, len(whole), PARAGRAPHS)]
     texts = ["\n".join(" ".join(block.split()) for block in piece if block.strip()) for piece in pieces]
     return [text for text in texts if text]
 
@@ -167,10 +163,9 @@ def batches(ids: torch.Tensor, generator: torch.Generator) -> Iterator[torch.Ten
 
 def train(model: GPT2LMHeadModel, ids: torch.Tensor, steps: int, seed: int) -> None:
     """Run `steps` of AdamW: linear warm-up, cosine decay to a fiftieth, weight decay on matrices only."""
-    matrices = [weight for weight in model.parameters() if weight.ndim > 1]
+    matrices = {"params": [weight for weight in model.parameters() if weight.ndim > 1], "weight_decay": WEIGHT_DECAY}
     vectors = {"params": [weight for weight in model.parameters() if weight.ndim == 1], "weight_decay": 0.0}
-    groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, vectors]
-    optimizer = torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.95), fused=True)
+    optimizer = torch.optim.AdamW([matrices, vectors], lr=PEAK_RATE, betas=(0.9, 0.95), fused=True)
     warmup = min(WARMUP, steps // 10 + 1)
     began, total = time.monotonic(), 0.0
     for step, windows in zip(range(1, steps + 1), batches(ids, torch.Generator().manual_seed(seed)), strict=False):
@@ -184,8 +179,9 @@ def train(model: GPT2LMHeadModel, ids: torch.Tensor, steps: int, seed: int) -> N
         optimizer.step()
         total += float(loss.detach())
         if step % LOG_EVERY == 0:
-            mean, total = total / LOG_EVERY, 0.0
-            logger.info("step %5d/%d  loss %.4f nats/token  %.0f s", step, steps, mean, time.monotonic() - began)
+            seconds = time.monotonic() - began
+            logger.info("step %5d/%d  loss %.4f nats/token  %.0f s", step, steps, total / LOG_EVERY, seconds)
+            total = 0.0
 
 
 def save(model: GPT2LMHeadModel, tokenizer: GPT2Tokenizer, output: Path) -> None:
@@ -235,12 +231,12 @@ def main() -> None:
     digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
     size = sum(len(text.encode()) for text in held_out)
     if len(kept) < HELD_OUT_EVERY - 1 or size < BATCH * CONTEXT:
-        parser.error(f"expected {HELD_OUT_EVERY} chapters or more, found {len(texts)}: give more text with --text")
+        parser.error(f"expected {HELD_OUT_EVERY} chapters (or {PARAGRAPHS} paragraphs as one), found {len(texts)}")
     tokenizer = train_tokenizer(kept)
     ids, validation_ids = encode(tokenizer, kept), encode(tokenizer, held_out)
     model = new_model(tokenizer.eos_token_id)
-    logger.info("text %s: %d chapters, %d + %d tokens", digest, len(texts), len(ids), len(validation_ids))
-    logger.info("%d parameters, %d steps", model.num_parameters(), options.steps)
+    counts = (len(texts), len(ids), len(validation_ids), model.num_parameters())
+    logger.info("text %s: %d chapters, %d + %d tokens; %d parameters", digest, *counts)
     train(model, ids, options.steps, options.seed)
     save(model, tokenizer, options.output)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What generation asks of whoever runs the model; `poptransformer.sessions.Runtime` is one."""
+"""What generation asks of whoever runs the model; `poptransformer.runtime.Runtime` is one."""
 
 from __future__ import annotations
 

@@ -19,6 +19,8 @@ from poptransformer.graph.weight import float_weight
 
 OPSET = 24
 IR_VERSION = 11
+# GraphBuilder leaves inference's complaint here instead of raising it, and the files would show it.
+_INFERENCE_ERROR = "pkg.onnxscript.shape_inference_error"
 
 Dim = int | str | None
 
@@ -40,8 +42,18 @@ class _ScopedBuilder(GraphBuilder):
         node.metadata_props.update(self.owner.annotations)
 
     def _infer_shapes(self, node: ir.Node) -> None:
-        if node.domain != DOMAIN:  # the functions that add our own ops set the shapes themselves
-            super()._infer_shapes(node)
+        if node.domain == DOMAIN:  # the functions that add our own ops set the shapes themselves
+            return
+        super()._infer_shapes(node)
+        error = node.metadata_props.pop(_INFERENCE_ERROR, "")
+        unknown_op = error.startswith("No schema") and not node.domain
+        if unknown_op or (error.startswith("[") and not any(map(_is_open, node.attributes.values()))):
+            raise ValueError(error)
+
+
+def _is_open(attribute: ir.Attr) -> bool:
+    """Whether inference on a node alone cannot know what this attribute holds."""
+    return attribute.is_ref() or attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
 class Graph:
@@ -116,7 +128,7 @@ class Graph:
 
     def output(self, value: ir.Value, name: str) -> ir.Value:
         """Makes `value` a graph output called `name`."""
-        if value.producer() is None:
+        if value.producer() is None or value.is_graph_output():
             value = self.op("Identity", value)
         value.name = name
         self.ir_graph.outputs.append(value)

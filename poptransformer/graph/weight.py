@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import weakref
+
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
+
+from poptransformer.errors import GraphError
 
 STORED_FLOATS = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 
@@ -21,15 +25,31 @@ class WeightTensor(ir.LazyTensor):
     """
 
     def __init__(self, array: np.ndarray, dtype: ir.DataType, name: str | None = None) -> None:
-        super().__init__(self._tensor_of_dtype, dtype, ir.Shape(array.shape), name=name)
+        # Not through the bound method: in a cycle with itself, a weight that a pass has replaced would keep its memory.
+        this = weakref.ref(self)
+        super().__init__(lambda: this()._tensor_of_dtype(), dtype, ir.Shape(array.shape), name=name)  # type: ignore[union-attr]
         self.array = array
 
     def _tensor_of_dtype(self) -> ir.TensorProtocol:
         """The values as `dtype`, C-contiguous: the stored bytes themselves where they already are that."""
-        return ir.Tensor(np.ascontiguousarray(self.array, dtype=self.dtype.numpy()), self.dtype, name=self.name)
+        with np.errstate(over="ignore"):
+            array = np.ascontiguousarray(self.array, dtype=self.dtype.numpy())
+        if array.dtype == np.float16 and self.array.dtype != np.float16 and _has_infinity(array):
+            raise GraphError(
+                f"The weight {self.name} holds values beyond {np.finfo(np.float16).max}, the largest of fp16. "
+                "Use precision bf16 or fp32."
+            )
+        return ir.Tensor(array, self.dtype, name=self.name)
 
     def __repr__(self) -> str:
         return f"WeightTensor({self.name!r}, {self.dtype.name}{list(self.array.shape)} over {self.array.dtype})"
+
+
+def _has_infinity(array: np.ndarray) -> bool:
+    """Whether an fp16 array holds infinities or NaNs; looks at the bits, which takes no memory."""
+    if not array.size:
+        return False
+    return bool(array.view(np.int16).max() >= 0x7C00 or array.view(np.uint16).max() >= 0xFC00)
 
 
 def float_weight(array: np.ndarray, name: str) -> WeightTensor:

@@ -130,6 +130,8 @@ class BaseLayer(metaclass=_LayerType):
         """
         weight = self.state_dict.get_tensor(weight_key, shape_list)
         logger.info("loading %s with shape %s, dtype %s.", weight_key, weight.shape, weight.dtype)
+        if self.build.advance is not None:
+            self.build.advance(1)
         return weight
 
     def has_param(self, weight_key: str) -> bool:

@@ -22,9 +22,10 @@ from poptransformer.checkpoint import (
     open_checkpoint,
     random_checkpoint,
 )
-from poptransformer.errors import ConfigError
+from poptransformer.errors import ConfigError, GraphError
 from poptransformer.graph import Graph
 from poptransformer.step import CHOSEN, StateSpec, Step
+from poptransformer.utils.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -199,13 +200,21 @@ class HFModel:
         Raises:
             ConfigError: `layer_per_ipu` does not add up to the number of layers.
             MissingWeightError: the checkpoint lacks a tensor.
+            GraphError: `build_model_graph` returned something else than logits.
         """
         self._check_placement()
         self.graph = Graph(type(self).__name__)
         state_dict = self.process_hf_model_state_dict(self.checkpoint.state_dict)
-        with use_build(dataclasses.replace(self.build, graph=self.graph, state_dict=state_dict)):
-            self.step = Step(self.graph)
-            logits = self.build_model_graph()
+        with progress("loading", total=len(state_dict) or None) as advance:
+            build = dataclasses.replace(self.build, graph=self.graph, state_dict=state_dict, advance=advance)
+            with use_build(build):
+                self.step = Step(self.graph)
+                logits = self.build_model_graph()
+        if not isinstance(logits, ir.Value):
+            raise GraphError(
+                f"{type(self).__name__}.build_model_graph returned {logits!r}; expected the logits, a value [B, M, V]. "
+                "Is a `return` missing?"
+            )
         if logits.shape is not None and logits.shape[1] != CHOSEN:
             logits = self.step.chosen(logits)
         self.states = tuple(self.step.finish(logits))

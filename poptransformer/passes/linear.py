@@ -32,7 +32,8 @@ def _transposed_weight(graph: ir.Graph, operand: ir.Value | None) -> ir.Value | 
         source = producer.inputs[0] if producer.op_type == "Transpose" else None
         if source is None or _matrix(source) is None:
             return None
-        return source if list(producer.attributes["perm"].as_ints()) == [1, 0] else None
+        perm = producer.attributes.get("perm")  # without one, a Transpose reverses the dimensions
+        return source if perm is None or list(perm.as_ints()) == [1, 0] else None
     matrix = _matrix(operand)
     if matrix is None or any(use.node.op_type != "MatMul" or use.idx != 1 for use in operand.uses()):
         return None

@@ -32,23 +32,27 @@ _PAGE = 4096
 
 def is_artefact(folder: str | Path) -> bool:
     """Whether `folder` was written by `save_artefact`."""
-    return (Path(folder) / MANIFEST).is_file()
+    return (Path(folder).expanduser() / MANIFEST).is_file()
 
 
-def save_artefact(compiled: CompiledModel, checkpoint: Checkpoint, folder: str | Path) -> Path:
+def save_artefact(compiled: CompiledModel, checkpoint: Checkpoint, folder: str | Path, replace: bool = False) -> Path:
     """Writes the artefact; it appears under its name only when it is complete.
 
     Args:
         compiled: the model.
         checkpoint: where config and tokenizer come from.
         folder: target; an artefact that lies there is replaced.
+        replace: replace whatever lies there.
 
     Raises:
         PopTransformerError: the target holds something else, or cannot be written.
     """
-    folder = Path(folder)
-    if folder.exists() and not is_artefact(folder) and any(folder.iterdir()):
-        raise PopTransformerError(f"{folder} is not empty and no saved model; choose another folder or empty it.")
+    folder = Path(folder).expanduser()
+    if folder.exists() and not is_artefact(folder) and not replace:
+        if not folder.is_dir():
+            raise PopTransformerError(f"{folder} is a file; a saved model is a folder. Choose another name.")
+        if any(folder.iterdir()):
+            raise PopTransformerError(f"{folder} is not empty and no saved model; choose another folder or empty it.")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -57,7 +61,8 @@ def save_artefact(compiled: CompiledModel, checkpoint: Checkpoint, folder: str |
             f"Cannot write to {folder.parent}: {error.strerror}. Choose another folder."
         ) from error
     try:
-        _write(compiled, checkpoint, temporary)
+        with compiled.lock:
+            _write(compiled, checkpoint, temporary)
         temporary.chmod(0o755)
         _move_into_place(temporary, folder)
     except OSError as error:
@@ -102,7 +107,12 @@ def _move_into_place(temporary: Path, folder: Path) -> None:
         return
     retired = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
     folder.rename(retired / "model")
-    temporary.rename(folder)
+    try:
+        temporary.rename(folder)
+    except OSError:
+        (retired / "model").rename(folder)
+        retired.rmdir()
+        raise
     shutil.rmtree(retired, ignore_errors=True)
 
 
@@ -112,9 +122,9 @@ def load_artefact(folder: str | Path) -> CompiledModel:
     Raises:
         PopTransformerError: a file is missing, was cut short, or has another format.
     """
-    folder = Path(folder)
-    manifest = _read_manifest(folder)
-    for name, size in manifest["files"].items():
+    # Weights are mapped when a session is made; the working directory may have changed by then.
+    folder = Path(folder).expanduser().resolve()
+    for name, size in _read_manifest(folder).items():
         path = folder / name
         found = path.stat().st_size if path.is_file() else None
         if found != size:
@@ -122,18 +132,25 @@ def load_artefact(folder: str | Path) -> CompiledModel:
             raise PopTransformerError(
                 f"{path} {state}, expected {size} bytes: the saved model is incomplete. Save it again."
             )
-    model = ir.load(folder / "model.onnx")
+    try:
+        model = ir.load(folder / "model.onnx")
+    except Exception as error:  # protobuf's exceptions have no common base
+        raise PopTransformerError(
+            f"{folder / 'model.onnx'} is no ONNX model: {error}. The saved model is damaged; save it again."
+        ) from error
     return CompiledModel(model, ModelInfo.from_metadata(dict(model.metadata_props)))
 
 
-def _read_manifest(folder: Path) -> Mapping[str, dict[str, int]]:
+def _read_manifest(folder: Path) -> Mapping[str, int]:
+    """Returns the size of each file."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         found = manifest["format"]
+        files = dict(manifest["files"]) if found == FORMAT else {}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PopTransformerError(f"{folder / MANIFEST} cannot be read: {error}. Save the model again.") from error
     if found != FORMAT:
         raise PopTransformerError(
             f"{folder} has format {found}, this version reads format {FORMAT}. Save the model again."
         )
-    return manifest
+    return files

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
+import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -76,10 +77,12 @@ class CompiledModel:
     Attributes:
         model: inputs and outputs as in `poptransformer.step`; weights are read when a session is made.
         info: what a runtime needs beside it.
+        lock: held while the model is written out, when its weights are replaced by references for a moment.
     """
 
     model: ir.Model
     info: ModelInfo
+    lock: Any = dataclasses.field(default_factory=threading.RLock, compare=False, repr=False)
 
 
 def compile_model(model: HFModel, compiler_options: Mapping[str, bool] | None = None) -> CompiledModel:

@@ -188,12 +188,15 @@ class _Generator:
 
     def _loop(self) -> None:
         g = self.graph
-        last = ops.unsqueeze(g, ops.sub(g, self.lengths, 1), [1])
-        initial = [self.ids, self.lengths, self.start, last, self.history, self.done, self.start]
-        initial += [self._initial_state(state) for state in self.info.states]
+        with g.nameScope("prepare"):
+            last = ops.unsqueeze(g, ops.sub(g, self.lengths, 1), [1])
+            initial = [self.ids, self.lengths, self.start, last, self.history, self.done, self.start]
+            initial += [self._initial_state(state) for state in self.info.states]
         outputs = ops.loop(g, self.trips, ops.constant(g, True), initial, self.body)
-        ids, count = g.op("Transpose", outputs[-1], perm=[1, 0]), outputs[6]
-        for value, shape in ((ids, [BATCH, "generated"]), (count, [BATCH])):
-            value.dtype, value.shape = _INT, ir.Shape(shape)
+        # A loop without a pass gives ids of no known number of rows.
+        shape = ops.concat(g, [self.rows, ops.shape(g, outputs[-1], 0, 1)], 0)
+        ids, count = ops.reshape(g, ops.transpose(g, outputs[-1], [1, 0]), shape), outputs[6]
+        for value, dims in ((ids, [BATCH, "generated"]), (count, [BATCH])):
+            value.dtype, value.shape = _INT, ir.Shape(dims)
         g.output(ids, "output_ids")
         g.output(count, "output_lengths")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import logging
@@ -16,6 +17,9 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from poptransformer import native
+from poptransformer.build import check_positive
+from poptransformer.checkpoint import release
+from poptransformer.graph import WeightTensor
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +46,10 @@ class SessionSettings:
     log_severity: int = 3
     use_native: bool = True
 
+    def __post_init__(self) -> None:
+        if self.threads is not None:
+            check_positive("threads", self.threads)
+
     @property
     def num_threads(self) -> int:
         """Threads to use."""
@@ -51,7 +59,7 @@ class SessionSettings:
 class WeightStore:
     """Arrays of the weights, each materialised once however many sessions use it.
 
-    onnxruntime keeps bare pointers to what `value` returns: the store must outlive the sessions.
+    onnxruntime keeps bare pointers to what `value` returns, so every session holds its store.
     """
 
     def __init__(self) -> None:
@@ -60,7 +68,7 @@ class WeightStore:
     def value(self, name: str, tensor: ir.TensorProtocol) -> ort.OrtValue:
         """Returns the tensor as an OrtValue over its own memory."""
         if name not in self._held:
-            array = tensor.numpy()
+            array = _materialised(tensor)
             if tensor.dtype == ir.DataType.BFLOAT16:
                 bits = array.view(np.uint16)
                 value = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, int(ir.DataType.BFLOAT16))
@@ -68,6 +76,23 @@ class WeightStore:
                 value = ort.OrtValue.ortvalue_from_numpy(array)
             self._held[name] = array, value
         return self._held[name][1]
+
+    def values(self, tensors: Mapping[str, ir.TensorProtocol], threads: int) -> list[ort.OrtValue]:
+        """Returns several; casting and transposing, where that is to be done, uses `threads` threads."""
+        with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(self.value, tensors, tensors.values()))
+
+
+def _materialised(tensor: ir.TensorProtocol) -> np.ndarray:
+    """Returns the values; a weight that had to be cast or transposed lets go of what it was made from.
+
+    So a model whose precision is not the checkpoint's takes its own size in memory and one weight, not both sizes.
+    """
+    array = tensor.numpy()
+    if isinstance(tensor, WeightTensor) and not np.may_share_memory(array, tensor.array):
+        release(tensor.array)
+        tensor.array = array
+    return array
 
 
 @contextlib.contextmanager
@@ -123,15 +148,20 @@ def make_session(
     weights = weights or WeightStore()
     large = large_weights(model)
     if not native_loaded:
-        names = list(large)
-        options.add_external_initializers(names, [weights.value(name, large[name]) for name in names])
-        return ort.InferenceSession(serialize(model, large), options, providers=PROVIDERS)
+        options.add_external_initializers(list(large), weights.values(large, settings.num_threads))
+        return _session(serialize(model, large), options, weights)
     shared = {name: tensor for name, tensor in large.items() if _only_read_by_row(model.graph.initializers[name])}
-    for name, tensor in shared.items():
-        options.add_initializer(name, weights.value(name, tensor))
+    for name, value in zip(shared, weights.values(shared, settings.num_threads), strict=True):
+        options.add_initializer(name, value)
     with _stand_in_file(shared) as folder:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
-        return ort.InferenceSession(serialize(model, shared), options, providers=PROVIDERS)
+        return _session(serialize(model, shared), options, weights)
+
+
+def _session(model: bytes, options: ort.SessionOptions, weights: WeightStore) -> ort.InferenceSession:
+    session = ort.InferenceSession(model, options, providers=PROVIDERS)
+    session.weight_store = weights  # whoever holds the session holds the memory that it reads
+    return session
 
 
 def _only_read_by_row(value: ir.Value) -> bool:

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from poptransformer.errors import PopTransformerError
+
 if TYPE_CHECKING:
     import onnx_ir as ir
 
@@ -34,14 +36,31 @@ class LayerCost:
     weight_bytes: int = 0
 
 
-def write_profile(runtime: Runtime, folder: Path) -> Path:
+def make_profile_folder(folder: Path) -> None:
+    """Makes the folder, before a run whose profile would be lost.
+
+    Raises:
+        PopTransformerError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PopTransformerError(
+            f"Cannot write profiles to {folder}: {error.strerror}. Choose another session.profile_name."
+        ) from error
+
+
+def write_profile(runtime: Runtime, folder: Path) -> Path | None:
     """Ends profiling and writes `layers.txt` beside onnxruntime's own JSON files.
 
     Returns:
-        The path of the table.
+        The path of the table; None where nothing was profiled since the last call.
     """
+    files = runtime.end_profiling()
+    if not files:
+        return None
     costs: dict[str, LayerCost] = collections.defaultdict(LayerCost)
-    for path in runtime.end_profiling():
+    for path in files:
         _add_times(costs, json.loads(Path(path).read_text(encoding="utf-8")))
     _add_bytes(costs, runtime.compiled.model.graph)
     table = folder / "layers.txt"
@@ -52,6 +71,8 @@ def write_profile(runtime: Runtime, folder: Path) -> Path:
 
 def layer_of(node_name: str) -> str:
     """Returns the scope that a node belongs to: `model/layers.3/mlp/up_proj/Linear` to `model/layers.3/mlp/up_proj`."""
+    if node_name.startswith("_inlfunc_"):  # onnxruntime's name for a node of a function body; it drops the scope
+        return f"(body of {node_name.split('_')[2]})"
     return node_name.rsplit("/", 1)[0] if "/" in node_name else "(graph)"
 
 

@@ -66,7 +66,6 @@ def prepare_model_session(config: DictConfig | Mapping[str, Any]) -> tuple[Any, 
     with use_build(Build(**dataclasses.asdict(checked.global_args))):
         model = _instantiate(checked.model)
         session = _instantiate(checked.session)
-        model.build_graph()
         session.compile(model)
     return session, model
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Kernels:
         self.library = ctypes.CDLL(str(path))
         self.library.poptransformer_simd.restype = ctypes.c_char_p
         self.threads(threads)
+        self.kept: list[ort.OrtValue] = []
 
     @property
     def simd(self) -> str:
@@ -53,7 +54,7 @@ class Kernels:
     def session(
         self, node: onnx.NodeProto, inputs: dict[str, np.ndarray], outputs: dict[str, int], **weights: np.ndarray
     ) -> ort.InferenceSession:
-        """A session of one node; `weights` become external initializers over the arrays' memory."""
+        """A session of one node; `weights` become initializers over the arrays' own memory."""
         ranks = {name: [None] * array.ndim for name, array in inputs.items()}
         graph = helper.make_graph(
             [node],
@@ -61,16 +62,22 @@ class Kernels:
             [helper.make_tensor_value_info(name, element_type(a), ranks[name]) for name, a in inputs.items()],
             [helper.make_tensor_value_info(name, dtype, None) for name, dtype in outputs.items()],
         )
-        for name, array in weights.items():
-            tensor = onnx.TensorProto(name=name, data_type=element_type(array), dims=array.shape)
-            tensor.data_location = onnx.TensorProto.EXTERNAL
-            tensor.external_data.add(key="location", value="given by the session's options")
-            graph.initializer.append(tensor)
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 4  # tests of errors are not worth a log
+        for name, array in weights.items():
+            # onnxruntime insists on a file behind the initializer, but does not read it.
+            stand_in = self.path.with_name(f"{name}.bin")
+            stand_in.touch()
+            os.truncate(stand_in, array.nbytes)
+            tensor = onnx.TensorProto(name=name, data_type=element_type(array), dims=array.shape)
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            tensor.external_data.add(key="location", value=stand_in.name)
+            graph.initializer.append(tensor)
+            self.kept.append(ort_value(array))  # the session refers to it, but does not own it
+            options.add_initializer(name, self.kept[-1])
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self.path.parent))
         options.register_custom_ops_library(str(self.path))
-        options.add_external_initializers(list(weights), [ort_value(a) for a in weights.values()])
         model = helper.make_model(graph, opset_imports=OPSETS, ir_version=11)
         return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
@@ -108,6 +115,12 @@ class Kernels:
                 binding.bind_output(name)
         session.run_with_iobinding(binding)
         return binding.copy_outputs_to_cpu()
+
+
+@pytest.fixture(scope="session")
+def as_ort_value() -> Callable[[np.ndarray], ort.OrtValue]:
+    """`ort_value`, for test modules, which cannot import from here."""
+    return ort_value
 
 
 @pytest.fixture(scope="session", params=["auto", "portable"])

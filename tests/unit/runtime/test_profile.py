@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Profiles: onnxruntime's own files, and the table of layers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from poptransformer import native
+from poptransformer.errors import PopTransformerError
+from poptransformer.runtime.profile import LayerCost, format_table, layer_of
+from poptransformer.sessions import Session
+from tests.unit.runtime import tiny
+
+
+def profiled(folder: Path) -> Session:
+    return tiny.compiled_session(tiny.model(tiny.folder(tokenizer=True)), profile_name=str(folder))
+
+
+def table(folder: Path) -> dict[str, list[str]]:
+    """Columns by layer."""
+    lines = (folder / "layers.txt").read_text().splitlines()
+    assert lines[0].split() == ["layer", "calls", "ms", "share", "weight", "MB"]
+    return {line[:60].strip(): line[60:].split() for line in lines[1:]}
+
+
+def test_the_table_has_time_and_bytes_of_each_layer() -> None:
+    folder = tiny.new_folder() / "deep" / "profile"
+    session = profiled(folder)
+    session.run(tiny.inputs(tiny.PROMPTS[0]))
+    rows = table(folder)
+    assert {f"model/layers.{i}/self_attn" for i in (0, 1)} | {"model/norm", "model/embed_tokens"} <= set(rows)
+    total = float(rows.pop("total")[1])
+    assert sum(float(columns[1]) for columns in rows.values()) == pytest.approx(total, abs=0.01 * len(rows))
+    steps = len(session.anchor_arrays["output_ids"][0])
+    assert int(rows["model/embed_tokens"][0]) == steps
+    if native.available():
+        head = tiny.torch_model().lm_head.weight
+        assert int(rows["lm_head"][0]) == steps
+        assert float(rows["lm_head"][3]) == pytest.approx(4 * head.numel() / 1e6, abs=0.005)
+        assert "model/layers.1/mlp/down_proj" in rows
+    (file,) = folder.glob("onnxruntime_*.json")
+    assert any(event.get("cat") == "Node" for event in json.loads(file.read_text()))
+
+
+def test_later_runs_keep_the_profile_of_the_first() -> None:
+    """onnxruntime records a session once; a second run must neither fail nor empty the table."""
+    folder = tiny.new_folder()
+    session = profiled(folder)
+    first = session.run(tiny.inputs(tiny.PROMPTS[0]))
+    before = (folder / "layers.txt").read_text()
+    assert np.array_equal(session.run(tiny.inputs(tiny.PROMPTS[0]))["output_ids"], first["output_ids"])
+    assert (folder / "layers.txt").read_text() == before
+
+
+def test_streams_are_profiled() -> None:
+    folder = tiny.new_folder()
+    session = profiled(folder)
+    list(session.stream(tiny.inputs(tiny.PROMPTS[1])))
+    assert "model/layers.0/self_attn" in table(folder)
+    list(session.stream(tiny.inputs(tiny.PROMPTS[1])))
+    session.run(tiny.inputs(tiny.PROMPTS[1]))  # the one-call graph has a profile of its own
+    assert "prepare" in table(folder)
+    assert len(list(folder.glob("onnxruntime_*.json"))) == 2
+
+
+def test_function_bodies_have_rows_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(native.LIBRARY_VARIABLE, "none")
+    folder = tiny.new_folder()
+    profiled(folder).run(tiny.inputs(tiny.PROMPTS[0]))
+    assert {"(body of Linear)", "(body of CachedAttention)"} <= set(table(folder))
+
+
+def test_a_file_in_place_of_the_folder() -> None:
+    path = tiny.new_folder() / "file"
+    path.write_text("text")
+    with pytest.raises(PopTransformerError, match=r"Cannot write profiles to .*file: File exists"):
+        profiled(path)
+
+
+@pytest.mark.parametrize(
+    ("node", "layer"),
+    [
+        ("model/layers.3/mlp/up_proj/Linear", "model/layers.3/mlp/up_proj"),
+        ("lm_head/Linear", "lm_head"),
+        ("Loop", "(graph)"),
+        ("_inlfunc_Linear_token_3_MatMul", "(body of Linear)"),
+        ("_inlfunc_CachedAttention_Attention", "(body of CachedAttention)"),
+    ],
+)
+def test_layers_of_nodes(node: str, layer: str) -> None:
+    assert layer_of(node) == layer
+
+
+def test_the_most_expensive_layer_comes_first() -> None:
+    text = format_table({"cheap": LayerCost(2, 100, 0), "dear": LayerCost(3, 300, 2_500_000)})
+    header, first, second, total = text.splitlines()
+    assert first.split() == ["dear", "3", "0.30", "75.0%", "2.50"]
+    assert second.split() == ["cheap", "2", "0.10", "25.0%", "0.00"]
+    assert total.split() == ["total", "5", "0.40"]
+    assert len(header) == len(first)
+
+
+def test_an_empty_table() -> None:
+    assert format_table({}).splitlines()[1].split()[:2] == ["total", "0"]
