@@ -28,9 +28,6 @@ constexpr int64_t kSplitSlots = 128;
 constexpr int64_t kQueryRows = 48;
 /// From this many query rows per key on, transposing the keys pays.
 constexpr int64_t kPanelQueryRows = 12;
-/// Below this many bytes to copy, or multiplications, one thread is as fast.
-constexpr int64_t kMinParallelBytes = 1 << 17;
-constexpr int64_t kMinParallelWork = 1 << 15;
 
 struct Problem {
   const float *query, *key, *value;
@@ -66,8 +63,8 @@ void write_head(const Problem& p, int64_t row, int64_t head, const float* past, 
 void write_cache(const Problem& p) {
   const int64_t heads = p.batch * p.kv_heads;
   const bool copies = p.present_key != p.past_key || p.present_value != p.past_value;
-  const int64_t bytes = heads * (copies ? p.slots : p.tokens) * p.head_dim * 8;
-  ThreadPool::run_if(bytes >= kMinParallelBytes, [&](int part, int parts) {
+  const int64_t values = heads * (copies ? p.slots : p.tokens) * p.head_dim;
+  ThreadPool::run_for(values, [&](int part, int parts) {
     const Range mine = share(heads, part, parts);
     for (int64_t index = mine.begin; index < mine.end; ++index) {
       const int64_t row = index / p.kv_heads, head = index % p.kv_heads;
@@ -154,18 +151,18 @@ void merge_head(const Problem& p, int64_t row, int64_t head, const float* memory
 void attend(const Problem& p) {
   std::atomic<int64_t> next{0};
   const int64_t longest = p.longest();
-  const bool worth = p.batch * p.heads * p.tokens * longest * p.head_dim >= kMinParallelWork;
+  const int64_t work = p.batch * p.heads * p.tokens * longest * p.head_dim;
   if (p.tokens > kMaxSplitTokens) {
     int64_t block = std::max<int64_t>(kQueryRows / p.group(), 1);
     const int64_t pieces_wanted = 2 * ThreadPool::instance().get_threads();
     while (block > 1 && (p.tokens + block - 1) / block * p.batch * p.kv_heads < pieces_wanted) block /= 2;
-    return ThreadPool::run_if(worth, [&](int, int) { attend_by_tokens(p, block, next); });
+    return ThreadPool::run_for(work, [&](int, int) { attend_by_tokens(p, block, next); });
   }
   const int64_t splits = (longest + kSplitSlots - 1) / kSplitSlots, heads = p.batch * p.kv_heads;
   const int64_t size = splits * attention_sums_size(p.tokens * p.group(), p.head_dim);
   float* memory = scratch<float>(Scratch::kShared, heads * size);
-  ThreadPool::run_if(worth, [&](int, int) { attend_by_slots(p, splits, memory, next); });
-  ThreadPool::run_if(heads * size >= kMinParallelWork, [&](int part, int parts) {
+  ThreadPool::run_for(work, [&](int, int) { attend_by_slots(p, splits, memory, next); });
+  ThreadPool::run_for(heads * size, [&](int part, int parts) {
     const Range mine = share(heads, part, parts);
     for (int64_t index = mine.begin; index < mine.end; ++index) {
       merge_head(p, index / p.kv_heads, index % p.kv_heads, memory + index * size);

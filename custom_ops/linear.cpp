@@ -22,8 +22,6 @@ constexpr int64_t kDotDepth = 1024;
 constexpr int64_t kPanelDepth = 256;
 /// Input rows per panel: their kPanelDepth columns (246 KB) stay in the second-level cache.
 constexpr int64_t kBlockRows = 240;
-/// Below this many multiplications waking the other threads costs more than it saves.
-constexpr int64_t kMinParallelWork = 1 << 15;
 
 template <class Weight>
 struct Problem {
@@ -158,7 +156,7 @@ void multiply(const Problem<Weight>& p) {
     multiply_by_panels(p, choose_block_rows(p.rows, p.columns, parts), part, parts);
   };
   if (p.rows == 0 || p.columns == 0) return;
-  ThreadPool::run_if(p.rows * p.columns * p.depth >= kMinParallelWork, job);
+  ThreadPool::run_for(p.rows * p.columns * p.depth, job);
 }
 
 class Linear {

@@ -83,8 +83,8 @@ class Engine:
         Args:
             prompts: a text, a list of texts, one list of ids or a list of such lists.
             **sampling: `max_new_tokens`, `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `seed`,
-                `stop`, `num_beams`, `length_penalty`, `ignore_eos`; one value for all rows or a list of one per row. Greedy
-                unless said otherwise.
+                `stop`, `num_beams`, `length_penalty`, `ignore_eos`; one value for all rows or a list of one per row.
+                Greedy unless said otherwise.
 
         Returns:
             The new text for a text, the new ids for ids; a list of them where a list of prompts was given.

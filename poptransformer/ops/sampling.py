@@ -2,8 +2,8 @@
 """`Sample`: from logits to the next token of every row, filters and random draw included.
 
 Filters and their order are those of transformers' `generate` (RepetitionPenaltyLogitsProcessor,
-TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper). The draw is counter-based: it depends on a row's seed and step
-alone, so a row's text is the same whatever it shares a batch with.
+TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper). The draw is counter-based: it depends
+on a row's seed and step alone, so a row's text is the same whatever it shares a batch with.
 """
 
 from __future__ import annotations

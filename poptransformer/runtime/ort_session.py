@@ -166,9 +166,10 @@ def _session(model: bytes, options: ort.SessionOptions, weights: WeightStore) ->
 
 def _only_read_by_row(value: ir.Value) -> bool:
     """Whether no optimizer of onnxruntime looks at the values: only `Linear` and `Gather` take them."""
-    return all(
-        (use.node.op_type, use.idx) in ((LINEAR, 1), ("Gather", 0)) for use in value.uses()
-    ) and not value.is_graph_output()
+    return (
+        all((use.node.op_type, use.idx) in ((LINEAR, 1), ("Gather", 0)) for use in value.uses())
+        and not value.is_graph_output()
+    )
 
 
 @contextlib.contextmanager

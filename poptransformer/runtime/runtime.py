@@ -64,10 +64,8 @@ class Runtime:
         Args:
             one_call: for `generate`; otherwise for steps and `sample`.
         """
-        if one_call:
-            _ = self.generator_session
-        else:
-            _ = self.step_session, self.sampler_session
+        for name in ("generator_session",) if one_call else ("step_session", "sampler_session"):
+            getattr(self, name)
 
     def end_profiling(self) -> list[str]:
         """Ends the profile of every session that has run; returns the files that onnxruntime wrote.
