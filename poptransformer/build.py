@@ -138,10 +138,10 @@ class _Registry(Mapping[str, Any]):
         return getattr(build, self._names[name])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self._names if _CURRENT.get() is not None else ())
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._names) if _CURRENT.get() is not None else 0
 
 
 REGISTRY = _Registry()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import operator
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -149,7 +150,7 @@ class Engine:
         if isinstance(prompts, str):
             return [self.tokenizer.encode(prompts)], True, True
         try:
-            items: list[Any] = list(prompts)
+            items: list[Any] = list(prompts.tolist() if hasattr(prompts, "tolist") else prompts)  # arrays and tensors
             if items and all(isinstance(item, str) for item in items):
                 return [self.tokenizer.encode(item) for item in items], True, False
             if items and all(isinstance(item, (int, np.integer)) for item in items):
@@ -157,7 +158,8 @@ class Engine:
             rows = [[operator.index(i) for i in item] for item in items]
         except TypeError as error:
             raise ConfigError(
-                f"prompts must be a text, a list of texts, a list of ids or a list of lists of ids, found {prompts!r}."
+                "prompts must be a text, a list of texts, a list of ids or a list of lists of ids, "
+                f"found {reprlib.repr(prompts)}."
             ) from error
         if not rows:
             raise ConfigError("The list of prompts is empty; give at least one text or one list of ids.")

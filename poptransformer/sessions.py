@@ -147,7 +147,7 @@ class Session:
             `anchor_arrays`: `output_ids` int64 `[B, T]`, `output_lengths` int64 `[B]`, `decode_step` int64 `[]`.
         """
         rows = self._rows(input_dict)
-        with progress("compiling"):
+        with progress("starting onnxruntime"):
             self.engine.runtime.make_ready(one_call=not self._needs_steps())
         with self._measured(rows) as answers:
             for batch in self._batches(rows):
@@ -158,7 +158,7 @@ class Session:
     def stream(self, input_dict: Mapping[str, Any]) -> Iterator[list[str]]:
         """Generates step by step, yielding one piece of text per row and step."""
         rows = self._rows(input_dict)
-        with progress("compiling"):
+        with progress("starting onnxruntime"):
             self.engine.runtime.make_ready(one_call=False)
         with self._measured(rows) as answers:
             for batch in self._batches(rows):

@@ -74,6 +74,7 @@ class Step:
         total_lengths: int64 `[B]`, `past_lengths + lengths`.
         position_ids: int64 `[B, L]`, counted from 0 in each row.
         states: declared states, in order.
+        has_chosen: whether `chosen` has been called; a model that gives every token logits gets it afterwards.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -85,6 +86,7 @@ class Step:
         self.logit_positions = graph.input("logit_positions", integer, [BATCH, CHOSEN])
         self.states: list[StateSpec] = []
         self.presents: dict[str, ir.Value] = {}
+        self.has_chosen = False
         self._shared: dict[str, Any] = {}
         with graph.nameScope("step"):
             self.total_lengths = graph.op("Add", self.past_lengths, self.lengths)
@@ -103,7 +105,13 @@ class Step:
         return self._shared[name]
 
     def state(self, spec: StateSpec) -> State:
-        """Declares a state and returns it with its `past` value."""
+        """Declares a state and returns it with its `past` value.
+
+        Raises:
+            GraphError: a state of that name was declared before.
+        """
+        if any(known.past == spec.past for known in self.states):
+            raise GraphError(f"The state {spec.past} is declared twice; give each attention layer its own layer_index.")
         past = self.graph.input(spec.past, ir.DataType.from_numpy(np.dtype(spec.dtype)), list(spec.shape))
         self.states.append(spec)
         return State(self, spec, past)
@@ -120,6 +128,7 @@ class Step:
 
     def chosen(self, hidden: ir.Value) -> ir.Value:
         """Picks the tokens that get logits: `[B, L, D]` to `[B, M, D]`."""
+        self.has_chosen = True
         with self.graph.nameScope("step"):
             indices = self.graph.op("Unsqueeze", self.logit_positions, [2])
             return self.graph.op("GatherND", hidden, indices, batch_dims=1)

@@ -8,8 +8,8 @@
 
 namespace poptransformer {
 
-/// Independent buffers per thread. The thread that calls `ThreadPool::run` also does parts of the job, so what it shares
-/// with the workers (kShared) must not be what each part uses for itself (kOwn, kOwnResult).
+/// Independent buffers per thread. The thread that calls `ThreadPool::run` also does parts of the job, so what it
+/// shares with the workers (kShared) must not be what each part uses for itself (kOwn, kOwnResult).
 enum class Scratch { kShared, kOwn, kOwnResult };
 
 /// An uninitialised buffer of at least `count` values, aligned to 64 bytes, valid until this thread's next call for

@@ -17,12 +17,12 @@ namespace poptransformer {
 
 /// Fork-join pool; the calling thread works too.
 ///
-/// A job is cut into parts, and each thread takes the next part when it is ready: where other programs keep a thread from
-/// running, the caller does its part too.
+/// A job is cut into parts, and each thread takes the next part when it is ready: where other programs keep a thread
+/// from running, the caller does its part too.
 ///
-/// Only one job runs on the pool at a time. One that arrives meanwhile (from a session in another thread, or from inside
-/// a job) is done by its caller alone. So a job must be correct for any number of parts, in any order, and no part may
-/// wait for another.
+/// Only one job runs on the pool at a time. One that arrives meanwhile (from a session in another thread, or from
+/// inside a job) is done by its caller alone. So a job must be correct for any number of parts, in any order, and no
+/// part may wait for another.
 ///
 /// Fork: threads do not survive it. The child starts with a fresh pool of the same size at its first job.
 class ThreadPool {

@@ -47,7 +47,8 @@ class _ScopedBuilder(GraphBuilder):
         super()._infer_shapes(node)
         error = node.metadata_props.pop(_INFERENCE_ERROR, "")
         unknown_op = error.startswith("No schema") and not node.domain
-        if unknown_op or (error.startswith("[") and not any(map(_is_open, node.attributes.values()))):
+        missing = "is marked single but has an empty string" in error  # None where a value is needed
+        if unknown_op or missing or (error.startswith("[") and not any(map(_is_open, node.attributes.values()))):
             raise ValueError(error)
 
 

@@ -27,8 +27,10 @@ def _directory() -> dict[str, Any]:
     for module in pkgutil.iter_modules(__path__):
         if module.ispkg:
             package = importlib.import_module(f"{__name__}.{module.name}")
-            if hasattr(package, "MODEL_CLASS"):
-                packages[package.MODEL_CLASS] = package
+            missing = [name for name in ("MODEL_CLASS", "MODEL_TYPES") if not hasattr(package, name)]
+            if missing:
+                raise ConfigError(f"{package.__file__} must define {' and '.join(missing)}; see poptransformer.models.")
+            packages[package.MODEL_CLASS] = package
     return packages
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import logging
@@ -77,11 +76,6 @@ class WeightStore:
             self._held[name] = array, value
         return self._held[name][1]
 
-    def values(self, tensors: Mapping[str, ir.TensorProtocol], threads: int) -> list[ort.OrtValue]:
-        """Returns several; casting and transposing, where that is to be done, uses `threads` threads."""
-        with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(self.value, tensors, tensors.values()))
-
 
 def _materialised(tensor: ir.TensorProtocol) -> np.ndarray:
     """Returns the values; a weight that had to be cast or transposed lets go of what it was made from.
@@ -148,11 +142,12 @@ def make_session(
     weights = weights or WeightStore()
     large = large_weights(model)
     if not native_loaded:
-        options.add_external_initializers(list(large), weights.values(large, settings.num_threads))
+        names = list(large)
+        options.add_external_initializers(names, [weights.value(name, large[name]) for name in names])
         return _session(serialize(model, large), options, weights)
     shared = {name: tensor for name, tensor in large.items() if _only_read_by_row(model.graph.initializers[name])}
-    for name, value in zip(shared, weights.values(shared, settings.num_threads), strict=True):
-        options.add_initializer(name, value)
+    for name, tensor in shared.items():
+        options.add_initializer(name, weights.value(name, tensor))
     with _stand_in_file(shared) as folder:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
         return _session(serialize(model, shared), options, weights)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -64,7 +65,7 @@ def test_two_engines_in_two_threads() -> None:
         engine = poptransformer.load(tiny.folder(family))
         return [engine.generate(tiny.PROMPTS, max_new_tokens=12) for _ in range(3)] + [one_call(engine)]
 
-    for family, found in zip(FAMILIES, at_once(*(lambda f=f: work(f) for f in FAMILIES)), strict=True):
+    for family, found in zip(FAMILIES, at_once(*(functools.partial(work, family) for family in FAMILIES)), strict=True):
         assert found == [references(family)] * 4
 
 
@@ -74,15 +75,12 @@ def test_one_engine_in_many_threads(use_native: bool) -> None:
     loaded = poptransformer.load(tiny.folder())
     for _ in range(2):
         engine = Engine(loaded.runtime.compiled, loaded.checkpoint, SessionSettings(use_native=use_native))
-        steps = lambda rows: lambda: engine.generate(rows, max_new_tokens=12)  # noqa: E731, B023
+        steps = functools.partial(engine.generate, max_new_tokens=12)
         folder = tiny.new_folder() / "model"
-        found = at_once(
-            steps(tiny.PROMPTS),
-            lambda: one_call(engine),  # noqa: B023
-            lambda: engine.save(folder),  # noqa: B023
-            *(steps([prompt]) for prompt in tiny.PROMPTS),
-        )
-        assert found[0] == found[1] == references("llama")
+        jobs = [functools.partial(one_call, engine), functools.partial(engine.save, folder)]
+        jobs += [functools.partial(steps, rows) for rows in (tiny.PROMPTS, *([prompt] for prompt in tiny.PROMPTS))]
+        found = at_once(*jobs)
+        assert found[0] == found[2] == references("llama")
         assert found[3:] == [[reference] for reference in references("llama")]
         assert poptransformer.load(folder).generate(tiny.PROMPTS, max_new_tokens=12) == references("llama")
 

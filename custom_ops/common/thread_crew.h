@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+// The threads behind the pool (thread_pool.h) and how they share out one job: fork and join in well under a microsecond
+// while the threads still spin.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <exception>
+#include <mutex>
+#include <system_error>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "simd.h"
+
+namespace poptransformer {
+
+/// A fixed number of threads, the caller of `run` included. One job at a time.
+class ThreadCrew {
+ public:
+  using Job = void (*)(const void* context, int part, int parts);
+
+  explicit ThreadCrew(int threads) {
+    try {
+      for (int index = 1; index < threads; ++index) workers_.emplace_back([this] { work(); });
+    } catch (const std::system_error&) {
+      // The system gives no more threads: go on with those we have.
+    }
+  }
+
+  ~ThreadCrew() {
+    quit_ = true;
+    announce(0);
+    for (std::thread& worker : workers_) worker.join();
+  }
+
+  int threads() const { return static_cast<int>(workers_.size()) + 1; }
+
+  /// Calls job(context, part, parts) for each part, on any thread, and returns when all are done.
+  /// @throws the first exception of the job.
+  void run(Job job, const void* context, int parts) {
+    job_ = job;
+    context_ = context;
+    parts_ = parts;
+    pending_.store(parts, std::memory_order_relaxed);
+    announce(parts);
+    do_parts(generation());
+    wait_for_workers();
+    if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  /// How long a thread without work spins before it sleeps. It bridges the small nodes between two kernels of a decode
+  /// step; waking a sleeper costs some ten microseconds.
+  static constexpr std::chrono::microseconds kSpin{100};
+
+  uint32_t generation() const { return static_cast<uint32_t>(state_.load(std::memory_order_seq_cst) >> 32); }
+
+  // Store of the state before the load of the sleepers here, the other way round in `sleep`, both sequentially
+  // consistent: either the sleeper sees the new generation or we see the sleeper.
+  void announce(int parts) {
+    const uint64_t next = uint64_t{generation()} + 1;
+    state_.store(next << 32 | static_cast<uint32_t>(parts), std::memory_order_seq_cst);
+    if (sleepers_.load(std::memory_order_seq_cst) == 0) return;
+    std::lock_guard<std::mutex> lock(mutex_);
+    wake_.notify_all();
+  }
+
+  // Takes parts of the job of this generation as long as there are any. A part that is taken keeps the job alive; a
+  // thread that comes too late finds none and touches nothing.
+  void do_parts(uint32_t job_generation) {
+    uint64_t state = state_.load(std::memory_order_acquire);
+    while (state >> 32 == job_generation && static_cast<uint32_t>(state) > 0) {
+      if (!state_.compare_exchange_weak(state, state - 1, std::memory_order_acq_rel)) continue;
+      do_part(parts_ - static_cast<int>(static_cast<uint32_t>(state)));
+      state = state_.load(std::memory_order_acquire);
+    }
+  }
+
+  void do_part(int part) {
+    try {
+      job_(context_, part, parts_);
+    } catch (...) {
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (!error_) error_ = std::current_exception();
+    }
+    if (pending_.fetch_sub(1, std::memory_order_seq_cst) != 1) return;
+    if (!caller_sleeps_.load(std::memory_order_seq_cst)) return;
+    std::lock_guard<std::mutex> lock(mutex_);
+    finished_.notify_one();
+  }
+
+  void work() {
+    uint32_t seen = 0;
+    for (;;) {
+      if (!spin([&] { return generation() != seen; })) sleep(seen);
+      seen = generation();
+      if (quit_) return;
+      do_parts(seen);
+    }
+  }
+
+  void sleep(uint32_t seen) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    sleepers_.fetch_add(1, std::memory_order_seq_cst);
+    wake_.wait(lock, [&] { return generation() != seen; });
+    sleepers_.fetch_sub(1, std::memory_order_relaxed);
+  }
+
+  void wait_for_workers() {
+    if (spin([&] { return pending_.load(std::memory_order_acquire) == 0; })) return;
+    std::unique_lock<std::mutex> lock(mutex_);
+    caller_sleeps_.store(true, std::memory_order_seq_cst);
+    finished_.wait(lock, [&] { return pending_.load(std::memory_order_seq_cst) == 0; });
+    caller_sleeps_.store(false, std::memory_order_relaxed);
+  }
+
+  /// Spins until `ready()` or until the time is up. @returns whether it is ready.
+  template <class Ready>
+  static bool spin(Ready ready) {
+    constexpr int kLooksPerClock = 64;
+    const Clock::time_point end = Clock::now() + kSpin;
+    do {
+      for (int look = 0; look < kLooksPerClock; ++look) {
+        if (ready()) return true;
+        relax();
+      }
+    } while (Clock::now() < end);
+    return ready();
+  }
+
+  static void relax() {
+#if POPTRANSFORMER_X86
+    _mm_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+  }
+
+  // Upper half: number of the job; lower half: how many of its parts nobody has taken. Each on its own cache line: the
+  // workers poll the first while they count down the second.
+  alignas(64) std::atomic<uint64_t> state_{0};
+  alignas(64) std::atomic<int> pending_{0};
+  alignas(64) std::atomic<int> sleepers_{0};
+  std::atomic<bool> caller_sleeps_{false};
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::condition_variable finished_;
+  std::exception_ptr error_;
+  Job job_ = nullptr;
+  const void* context_ = nullptr;
+  int parts_ = 0;
+  std::atomic<bool> quit_{false};
+  std::vector<std::thread> workers_;
+};
+
+}  // namespace poptransformer
