@@ -156,7 +156,13 @@ class Session:
         return self.anchor_arrays
 
     def stream(self, input_dict: Mapping[str, Any]) -> Iterator[list[str]]:
-        """Generates step by step, yielding one piece of text per row and step."""
+        """Generates step by step, yielding one piece of text per row and step.
+
+        A beam search knows its texts at its end only: they come in one step.
+        """
+        if self.model.sampling["num_beams"] > 1:
+            yield self.model.build_output_dict(self.run(input_dict))["output_strings"]
+            return
         rows = self._rows(input_dict)
         with progress("starting onnxruntime"):
             self.engine.runtime.make_ready(one_call=False)
@@ -185,7 +191,8 @@ class Session:
     def _compile(self, model: HFModel) -> CompiledModel:
         if not model.is_built:
             model.build_graph()
-        return compile_model(model, self.compiler_options)
+        with progress("compiling"):
+            return compile_model(model, self.compiler_options)
 
     def _rows(self, input_dict: Mapping[str, Any]) -> list[list[int]]:
         return [

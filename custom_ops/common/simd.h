@@ -19,6 +19,7 @@
 
 #if defined(__x86_64__)
 #define POPTRANSFORMER_X86 1
+#include <cpuid.h>
 #include <immintrin.h>
 /// Compiles one function for AVX2, FMA and F16C, whatever the rest of the file is compiled for.
 #define POPTRANSFORMER_AVX2 __attribute__((target("avx2,fma,f16c")))
@@ -41,7 +42,10 @@ enum class Simd { kPortable, kAvx2 };
 /// True if this processor runs functions marked POPTRANSFORMER_AVX2.
 inline bool has_avx2() {
 #if POPTRANSFORMER_X86
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  // Compilers before GCC 11 and clang 16 do not know "f16c" here.
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  const bool f16c = __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+  return f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #else
   return false;
 #endif

@@ -57,7 +57,7 @@ class ThreadCrew {
 
   /// How long a thread without work spins before it sleeps. It bridges the small nodes between two kernels of a decode
   /// step; waking a sleeper costs some ten microseconds.
-  static constexpr std::chrono::microseconds kSpin{100};
+  static constexpr std::chrono::microseconds kSpin{50};
 
   uint32_t generation() const { return static_cast<uint32_t>(state_.load(std::memory_order_seq_cst) >> 32); }
 

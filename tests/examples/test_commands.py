@@ -227,3 +227,9 @@ def test_a_reader_that_has_gone() -> None:
     assert done.stdout == "My na 141\n"
     assert "Traceback" not in done.stderr
     assert "BrokenPipe" not in done.stderr
+
+
+def test_a_beam_search_is_printed_when_it_is_done() -> None:
+    streamed, _ = run(GPT2, "model.num_beams=3", "model.max_loop=6")
+    at_once, _ = run(GPT2, "model.num_beams=3", "model.max_loop=6", "stream=false")
+    assert streamed == at_once

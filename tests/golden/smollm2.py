@@ -51,7 +51,7 @@ def reference() -> Any:
     """The model in transformers, fp32."""
     import gguf
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
     reader = gguf.GGUFReader(resource())
     config = _config({name: field for name, field in reader.fields.items() if name.startswith("llama.")})

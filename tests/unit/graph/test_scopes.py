@@ -11,6 +11,7 @@ from poptransformer import ops
 from poptransformer.errors import GraphError
 from poptransformer.graph import Graph
 from poptransformer.graph.builder import split_context
+from poptransformer.step import Step
 from tests.unit.runtime import tiny
 
 FLOAT = ir.DataType.FLOAT
@@ -164,6 +165,15 @@ def test_a_weight_is_bound_once() -> None:
     graph.initializer(weight, "a.weight")
     with pytest.raises(GraphError, match=r"weight a\.weight is bound twice"):
         graph.initializer(weight, "a.weight")
+
+
+def test_an_input_is_added_once() -> None:
+    """As when two attention layers get the same layer_index, and so the same cache."""
+    graph = Graph()
+    step = Step(graph)
+    step.kv_cache(0, 2, 8)
+    with pytest.raises(GraphError, match=r"two inputs past_key_values\.0\.key. Give each layer its own layer_index"):
+        step.kv_cache(0, 2, 8)
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,8 @@ def copy_of_saved() -> Path:
 
 def model(path: Path | None = None, **settings: Any) -> LLAMA2DecModel:
     """A model that is not built yet."""
-    with use_build(Build(precision=settings.pop("precision", "fp32"), batch_size=settings.pop("batch_size", 1))):
+    build = {name: settings.pop(name) for name in ("precision", "batch_size", "batch_per_step") if name in settings}
+    with use_build(Build(**build)):
         return LLAMA2DecModel(**{"hf_model_name": str(path or folder()), "max_length": 32, "max_loop": 6, **settings})
 
 
