@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory and time of building, opening, saving and running a 1.1B-parameter Llama.
 
-    python -m bench.build_memory                      # all rows; 7 GB of temporary files, a few minutes
+    python -m bench.build_memory                      # all rows; 9 GB of temporary files, a few minutes
     python -m bench.build_memory --rows build --checkpoint /data/llama-1.1b
 
 The bar: `poptransformer.load` of an fp16 checkpoint with precision fp16 and a generation of some tokens peak at no

@@ -125,12 +125,12 @@ void attend_by_slots(const Problem& p, int64_t splits, float* memory, std::atomi
 }
 
 /// Brings the sums of one row and kv head to their common peak, in the order of the slots, and divides by the total.
-void merge_head(const Problem& p, int64_t row, int64_t head, const float* memory) {
+void merge_head(const Problem& p, int64_t row, int64_t head, float* memory) {
   const int64_t rows = p.tokens * p.group();
   const int64_t size = attention_sums_size(rows, p.head_dim), width = round_up(p.head_dim, kTileColumns);
   const int64_t splits = (p.length(row) + kSplitSlots - 1) / kSplitSlots;
   const auto at = [&](int64_t split) {
-    return attention_sums_at(const_cast<float*>(memory) + split * size, rows, p.head_dim);
+    return attention_sums_at(memory + split * size, rows, p.head_dim);
   };
   for (int64_t r = 0; r < rows; ++r) {
     float peak = at(0).peak[r], total = 0.0f;

@@ -124,13 +124,7 @@ class Graph:
     # -- values -------------------------------------------------------------------------------------------------
 
     def input(self, name: str, dtype: ir.DataType, shape: Sequence[Dim]) -> ir.Value:
-        """Adds a graph input; strings in `shape` are symbolic dimensions.
-
-        Raises:
-            GraphError: an input of that name exists already.
-        """
-        if any(value.name == name for value in self.ir_graph.inputs):
-            raise GraphError(f"The graph has two inputs {name}. Give each layer its own layer_index or state name.")
+        """Adds a graph input; strings in `shape` are symbolic dimensions."""
         return self.builder.input(name, dtype=dtype, shape=list(shape))
 
     def output(self, value: ir.Value, name: str) -> ir.Value:

@@ -82,8 +82,8 @@ def test_the_root_scope_leaves_all_others_for_a_block() -> None:
     graph = Graph()
     x = graph.input("x", FLOAT, [2])
     with graph.nameScope("a"):
-        with graph.rootScope(), graph.nameScope("shared"):
-            assert ops.relu(graph, x).producer().name == "shared/Relu"
+        with graph.rootScope(), graph.nameScope("rotary"):
+            assert ops.relu(graph, x).producer().name == "rotary/Relu"
         assert ops.relu(graph, x).producer().name == "a/Relu"
 
 
@@ -167,12 +167,12 @@ def test_a_weight_is_bound_once() -> None:
         graph.initializer(weight, "a.weight")
 
 
-def test_an_input_is_added_once() -> None:
+def test_a_state_is_declared_once() -> None:
     """As when two attention layers get the same layer_index, and so the same cache."""
     graph = Graph()
     step = Step(graph)
     step.kv_cache(0, 2, 8)
-    with pytest.raises(GraphError, match=r"two inputs past_key_values\.0\.key. Give each layer its own layer_index"):
+    with pytest.raises(GraphError, match=r"state past_key_values\.0\.key is declared twice"):
         step.kv_cache(0, 2, 8)
 
 
