@@ -199,14 +199,14 @@ def load(
         threads: CPU threads; None uses every core this process may use.
         cache_dir: where hub downloads go.
     """
-    from poptransformer.models import model_class_for
-
     settings = SessionSettings(threads=threads)
     build = Build(
         model_type=model_type, num_replicas=num_replicas, precision=precision or "fp32", batch_size=batch_size
     )
     if is_artefact(name_or_path):
         return _load_saved(Path(name_or_path).expanduser().resolve(), precision, max_length, settings)
+    from poptransformer.models import model_class_for
+
     checkpoint = open_checkpoint(name_or_path, cache_dir=cache_dir)
     with use_build(build):
         model = model_class_for(checkpoint.config).from_checkpoint(checkpoint, max_length=max_length)

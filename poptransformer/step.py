@@ -16,29 +16,7 @@ import onnx_ir as ir
 
 from poptransformer.errors import GraphError
 from poptransformer.graph import Graph
-
-BATCH, TOKENS, SLOTS, CHOSEN = "batch", "tokens", "slots", "chosen"
-
-
-@dataclasses.dataclass(frozen=True)
-class StateSpec:
-    """A tensor that one step hands to the next.
-
-    Attributes:
-        past: name of the graph input.
-        present: name of the graph output.
-        dtype: NumPy dtype name.
-        shape: dimensions; `batch` is the number of rows, `slots` the capacity of the cache in tokens.
-        initial: value of every element before the first step.
-        in_place: only slots of this step's tokens differ between past and present, so one buffer can serve both.
-    """
-
-    past: str
-    present: str
-    dtype: str
-    shape: tuple[int | str, ...]
-    initial: float = 0.0
-    in_place: bool = False
+from poptransformer.state import BATCH, CHOSEN, SLOTS, TOKENS, StateSpec
 
 
 class State:

@@ -3,27 +3,31 @@
 
 model.onnx          step graph: one prefill or decode step
 generator.onnx      whole generation: ids in, ids out
-weights.bin         weights of both, page-aligned, memory-mapped when loaded
+sampler.onnx        logits to tokens, for those who call model.onnx themselves
+weights.bin         weights of the first two, page-aligned, memory-mapped when loaded
 config.json, ...    config, generation config and tokenizer of the checkpoint
-poptransformer.json file sizes and versions, written last
+poptransformer.json file sizes, hashes of the graphs and what a runtime must know, written last
 """
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx_ir as ir
 
 from poptransformer.checkpoint import Checkpoint, save_checkpoint_files
 from poptransformer.errors import PopTransformerError
 from poptransformer.runtime.compiled import CompiledModel, ModelInfo
-from poptransformer.runtime.generator import build_generator
 from poptransformer.runtime.ort_session import WEIGHTS, large_weights, replaced_weights
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 MANIFEST = "poptransformer.json"
 FORMAT = 1
@@ -75,21 +79,38 @@ def save_artefact(compiled: CompiledModel, checkpoint: Checkpoint, folder: str |
 
 
 def _write(compiled: CompiledModel, checkpoint: Checkpoint, folder: Path) -> None:
+    import onnx_ir as ir
+
     references = _write_weights(compiled.model, folder / WEIGHTS)
-    for name, model in (("model.onnx", compiled.model), ("generator.onnx", build_generator(compiled))):
-        with replaced_weights(model.graph, references):
-            (folder / name).write_bytes(ir.serde.serialize_model(model).SerializeToString())
+    hashes = {}
+    for name, model in _graphs(compiled).items():
+        used = {key: value for key, value in references.items() if key in model.graph.initializers}
+        with replaced_weights(model.graph, used):
+            content = ir.serde.serialize_model(model).SerializeToString()
+        (folder / name).write_bytes(content)
+        hashes[name] = hashlib.sha256(content).hexdigest()
     save_checkpoint_files(checkpoint, folder)
     manifest = {
         "format": FORMAT,
-        "source": compiled.info.source,
+        "model": dataclasses.asdict(compiled.info),
         "files": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
+        "sha256": hashes,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
+def _graphs(compiled: CompiledModel) -> dict[str, ir.Model]:
+    """Returns the graphs by the names of their files."""
+    from poptransformer.runtime.generator import build_generator
+    from poptransformer.runtime.sampler import build_sampler
+
+    return {"model.onnx": compiled.model, "generator.onnx": build_generator(compiled), "sampler.onnx": build_sampler()}
+
+
 def _write_weights(model: ir.Model, path: Path) -> dict[str, ir.TensorProtocol]:
     """Writes large weights one by one, each on a page boundary; returns references to them."""
+    import onnx_ir as ir
+
     references: dict[str, ir.TensorProtocol] = {}
     with path.open("wb") as file:
         for name, tensor in large_weights(model).items():
@@ -122,9 +143,10 @@ def load_artefact(folder: str | Path) -> CompiledModel:
     Raises:
         PopTransformerError: a file is missing, was cut short, or has another format.
     """
-    # Weights are mapped when a session is made; the working directory may have changed by then.
+    # Files are opened when a session is made; the working directory may have changed by then.
     folder = Path(folder).expanduser().resolve()
-    for name, size in _read_manifest(folder).items():
+    manifest = _read_manifest(folder)
+    for name, size in manifest["files"].items():
         path = folder / name
         found = path.stat().st_size if path.is_file() else None
         if found != size:
@@ -132,25 +154,20 @@ def load_artefact(folder: str | Path) -> CompiledModel:
             raise PopTransformerError(
                 f"{path} {state}, expected {size} bytes: the saved model is incomplete. Save it again."
             )
-    try:
-        model = ir.load(folder / "model.onnx")
-    except Exception as error:  # protobuf's exceptions have no common base
-        raise PopTransformerError(
-            f"{folder / 'model.onnx'} is no ONNX model: {error}. The saved model is damaged; save it again."
-        ) from error
-    return CompiledModel(model, ModelInfo.from_metadata(dict(model.metadata_props)))
+    for name, expected in manifest["sha256"].items():
+        if hashlib.sha256((folder / name).read_bytes()).hexdigest() != expected:
+            raise PopTransformerError(f"{folder / name} has changed since it was saved. Save the model again.")
+    return CompiledModel(folder, manifest["model"])
 
 
-def _read_manifest(folder: Path) -> Mapping[str, int]:
-    """Returns the size of each file."""
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """Returns `model`, a `ModelInfo`, and the tables `files` and `sha256`."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         found = manifest["format"]
-        files = dict(manifest["files"]) if found == FORMAT else {}
+        if found == FORMAT:
+            tables = {name: dict(manifest[name]) for name in ("files", "sha256")}
+            return {**tables, "model": ModelInfo.from_json(manifest["model"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PopTransformerError(f"{folder / MANIFEST} cannot be read: {error}. Save the model again.") from error
-    if found != FORMAT:
-        raise PopTransformerError(
-            f"{folder} has format {found}, this version reads format {FORMAT}. Save the model again."
-        )
-    return files
+    raise PopTransformerError(f"{folder} has format {found}, this version reads format {FORMAT}. Save the model again.")

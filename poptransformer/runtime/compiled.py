@@ -4,21 +4,19 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
+import functools
 import json
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import onnx_ir as ir
-
 import poptransformer
-from poptransformer import passes
-from poptransformer.errors import PopTransformerError
-from poptransformer.graph import IR_VERSION
-from poptransformer.step import StateSpec
+from poptransformer.state import StateSpec
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from poptransformer.models.base_model import HFModel
 
 PREFIX = "poptransformer."
@@ -26,7 +24,7 @@ PREFIX = "poptransformer."
 
 @dataclasses.dataclass(frozen=True)
 class ModelInfo:
-    """What a runtime needs beside the graph; travels in the model's `metadata_props`.
+    """What a runtime needs beside the graph; travels with the model, in its `metadata_props` too.
 
     Attributes:
         model_class: class that built the graph.
@@ -51,38 +49,42 @@ class ModelInfo:
         return {PREFIX + key: json.dumps(value) for key, value in dataclasses.asdict(self).items()}
 
     @classmethod
-    def from_metadata(cls, metadata: dict[str, str]) -> ModelInfo:
-        """Reads what `to_metadata` wrote.
-
-        Raises:
-            PopTransformerError: the model was not written by this package.
-        """
-        try:
-            fields: dict[str, Any] = {
-                field.name: json.loads(metadata[PREFIX + field.name]) for field in dataclasses.fields(cls)
-            }
-        except KeyError as error:
-            raise PopTransformerError(
-                f"This .onnx file lacks the metadata {error}; expected a model that `engine.save` wrote."
-            ) from None
-        fields["stop_token_ids"] = tuple(fields["stop_token_ids"])
-        fields["states"] = tuple(StateSpec(**{**state, "shape": tuple(state["shape"])}) for state in fields["states"])
-        return cls(**fields)
+    def from_json(cls, fields: Mapping[str, Any]) -> ModelInfo:
+        """Makes it of what `dataclasses.asdict` gave, after a way through JSON."""
+        states = tuple(StateSpec(**{**state, "shape": tuple(state["shape"])}) for state in fields["states"])
+        return cls(**{**fields, "stop_token_ids": tuple(fields["stop_token_ids"]), "states": states})
 
 
 @dataclasses.dataclass(frozen=True)
 class CompiledModel:
-    """The step graph after all passes.
+    """The step graph after all passes: in memory, or in the folder of a saved model.
+
+    A saved model's sessions open its files as they are. Neither the graph is needed then nor the packages that read
+    and write graphs, which take longer to import than the model to open.
 
     Attributes:
-        model: inputs and outputs as in `poptransformer.step`; weights are read when a session is made.
+        source: the graph, or the folder of a saved model.
         info: what a runtime needs beside it.
         lock: held while the model is written out, when its weights are replaced by references for a moment.
     """
 
-    model: ir.Model
+    source: ir.Model | Path
     info: ModelInfo
     lock: Any = dataclasses.field(default_factory=threading.RLock, compare=False, repr=False)
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of a saved model; None for one in memory."""
+        return self.source if isinstance(self.source, Path) else None
+
+    @functools.cached_property
+    def model(self) -> ir.Model:
+        """Inputs and outputs as in `poptransformer.step`; weights are read when a session is made."""
+        if not isinstance(self.source, Path):
+            return self.source
+        import onnx_ir as ir
+
+        return ir.load(self.source / "model.onnx")
 
 
 def compile_model(model: HFModel, compiler_options: Mapping[str, bool] | None = None) -> CompiledModel:
@@ -92,6 +94,11 @@ def compile_model(model: HFModel, compiler_options: Mapping[str, bool] | None = 
         model: the built model.
         compiler_options: PopART's switches, recorded in the metadata.
     """
+    import onnx_ir as ir
+
+    from poptransformer import passes
+    from poptransformer.graph import IR_VERSION
+
     info = ModelInfo(
         model_class=type(model).__name__,
         source=model.checkpoint.source,
@@ -132,6 +139,8 @@ def _vocab_size(model: HFModel) -> int:
 
 def _provenance(model: HFModel, compiler_options: Mapping[str, bool]) -> dict[str, str]:
     """Config, placement and versions, for whoever opens the file years later."""
+    import importlib.metadata
+
     versions = {name: importlib.metadata.version(name) for name in ("onnx", "onnx-ir", "onnxruntime")}
     versions["poptransformer"] = poptransformer.__version__
     build = {

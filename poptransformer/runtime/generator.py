@@ -17,7 +17,7 @@ from poptransformer import ops
 from poptransformer.graph import IR_VERSION, Graph
 from poptransformer.passes import attach_functions
 from poptransformer.runtime.compiled import CompiledModel
-from poptransformer.step import BATCH, SLOTS, StateSpec
+from poptransformer.state import BATCH, SLOTS, StateSpec
 
 _INT, _FLOAT, _BOOL = ir.DataType.INT64, ir.DataType.FLOAT, ir.DataType.BOOL
 

@@ -10,15 +10,18 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx_ir as ir
 import onnxruntime as ort
 
 from poptransformer import native
 from poptransformer.build import check_positive
 from poptransformer.checkpoint import release
-from poptransformer.graph import WeightTensor
+
+if TYPE_CHECKING:
+    # Imported where a graph is at hand; opening a saved model needs none of it.
+    import onnx_ir as ir
 
 logger = logging.getLogger(__name__)
 
@@ -68,9 +71,9 @@ class WeightStore:
         """Returns the tensor as an OrtValue over its own memory."""
         if name not in self._held:
             array = _materialised(tensor)
-            if tensor.dtype == ir.DataType.BFLOAT16:
+            if tensor.dtype.name == "BFLOAT16":
                 bits = array.view(np.uint16)
-                value = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, int(ir.DataType.BFLOAT16))
+                value = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, int(tensor.dtype))
             else:
                 value = ort.OrtValue.ortvalue_from_numpy(array)
             self._held[name] = array, value
@@ -82,6 +85,8 @@ def _materialised(tensor: ir.TensorProtocol) -> np.ndarray:
 
     So a model whose precision is not the checkpoint's takes its own size in memory and one weight, not both sizes.
     """
+    from poptransformer.graph import WeightTensor
+
     array = tensor.numpy()
     if isinstance(tensor, WeightTensor) and not np.may_share_memory(array, tensor.array):
         release(tensor.array)
@@ -113,6 +118,8 @@ def large_weights(model: ir.Model) -> dict[str, ir.TensorProtocol]:
 
 def serialize(model: ir.Model, left_out: Mapping[str, ir.TensorProtocol]) -> bytes:
     """Returns the model as protobuf: references to `weights.bin` for `left_out`, all other weights inside."""
+    import onnx_ir as ir
+
     tensors: dict[str, ir.TensorProtocol] = {
         name: ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=name)
         for name, tensor in large_weights(model).items()
@@ -151,6 +158,12 @@ def make_session(
     with _stand_in_file(shared) as folder:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
         return _session(serialize(model, shared), options, weights)
+
+
+def open_session(path: Path, settings: SessionSettings) -> ort.InferenceSession:
+    """Opens a saved model; onnxruntime maps the weights beside it."""
+    options, _ = session_options(settings)
+    return ort.InferenceSession(str(path), options, providers=PROVIDERS)
 
 
 def _session(model: bytes, options: ort.SessionOptions, weights: WeightStore) -> ort.InferenceSession:

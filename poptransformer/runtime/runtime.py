@@ -5,22 +5,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx_ir as ir
 import onnxruntime as ort
 
-from poptransformer import ops
 from poptransformer.generation import SamplingParams, arrays, check_prompts, right_padded, row_limits
-from poptransformer.graph import IR_VERSION, Graph
-from poptransformer.passes import attach_functions
+from poptransformer.generation.params import SamplingArrays
 from poptransformer.runtime.compiled import CompiledModel
-from poptransformer.runtime.generator import SAMPLING_INPUTS, build_generator
-from poptransformer.runtime.ort_session import SessionSettings, WeightStore, make_session
+from poptransformer.runtime.ort_session import SessionSettings, WeightStore, make_session, open_session
 from poptransformer.runtime.step_runner import StepRunner
-from poptransformer.step import BATCH
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+SAMPLING_INPUTS = tuple(field.name for field in dataclasses.fields(SamplingArrays))
 
 
 class Runtime:
@@ -44,19 +44,36 @@ class Runtime:
     @functools.cached_property
     def step_session(self) -> ort.InferenceSession:
         """The step graph."""
-        with self.compiled.lock:
-            return make_session(self.compiled.model, self.settings, self._weights)
+        return self._session("model.onnx", lambda: self.compiled.model, self.settings)
 
     @functools.cached_property
     def generator_session(self) -> ort.InferenceSession:
         """The whole generation as one graph."""
-        with self.compiled.lock:
-            return make_session(build_generator(self.compiled), self.settings, self._weights)
+
+        def build() -> ir.Model:
+            from poptransformer.runtime.generator import build_generator
+
+            return build_generator(self.compiled)
+
+        return self._session("generator.onnx", build, self.settings)
 
     @functools.cached_property
     def sampler_session(self) -> ort.InferenceSession:
         """Logits to tokens."""
-        return make_session(build_sampler(), dataclasses.replace(self.settings, profile_prefix=None))
+
+        def build() -> ir.Model:
+            from poptransformer.runtime.sampler import build_sampler
+
+            return build_sampler()
+
+        return self._session("sampler.onnx", build, dataclasses.replace(self.settings, profile_prefix=None))
+
+    def _session(self, file: str, build: Callable[[], ir.Model], settings: SessionSettings) -> ort.InferenceSession:
+        """Opens a saved model's file, or makes a session of what `build` returns."""
+        if self.compiled.folder is not None:
+            return open_session(self.compiled.folder / file, settings)
+        with self.compiled.lock:
+            return make_session(build(), settings, self._weights)
 
     def make_ready(self, one_call: bool) -> None:
         """Makes the sessions that generation needs, so that its first token does not wait for them.
@@ -129,20 +146,3 @@ class Runtime:
         feeds["logits"] = values.astype(np.float32, copy=False).reshape(len(step), 1, -1)
         outputs = self.sampler_session.run(["token", "probabilities"] if want_probabilities else ["token"], feeds)
         return (outputs[0], outputs[1]) if want_probabilities else outputs[0]
-
-
-@functools.cache
-def build_sampler() -> ir.Model:
-    """Builds the graph `logits, history, settings -> token, probabilities`."""
-    graph = Graph("sampler")
-    logits = graph.input("logits", ir.DataType.FLOAT, [BATCH, "chosen", "vocabulary"])
-    history = graph.input("history", ir.DataType.INT64, [BATCH, "history"])
-    settings = [graph.input(name, dtype, [BATCH]) for name, dtype in SAMPLING_INPUTS.items()]
-    step = graph.input("step", ir.DataType.INT64, [BATCH])
-    flat = ops.reshape(graph, logits, [0, -1])
-    token, probabilities = ops.sample(graph, flat, history, *settings, step)
-    graph.output(token, "token")
-    graph.output(probabilities, "probabilities")
-    model = ir.Model(graph.ir_graph, ir_version=IR_VERSION, producer_name="poptransformer")
-    attach_functions(model)
-    return model

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 import onnxruntime as ort
 
-from poptransformer.step import BATCH, SLOTS, StateSpec
+from poptransformer.state import BATCH, SLOTS, StateSpec
 
 
 class StepRunner:

@@ -30,13 +30,26 @@ def works(folder: Path | str) -> bool:
 def test_the_files() -> None:
     names = {path.name for path in tiny.saved().iterdir()}
     assert names == {
-        *("model.onnx", "generator.onnx", "weights.bin", "poptransformer.json"),
+        *("model.onnx", "generator.onnx", "sampler.onnx", "weights.bin", "poptransformer.json"),
         *("config.json", "generation_config.json"),
     }
     manifest = json.loads((tiny.saved() / "poptransformer.json").read_text())
     assert set(manifest["files"]) == names - {"poptransformer.json"}
-    assert manifest["source"] == str(tiny.folder())
+    assert manifest["model"]["source"] == str(tiny.folder())
     assert (tiny.saved().stat().st_mode & 0o777) == 0o755
+
+
+def test_opening_a_saved_model_imports_nothing_that_builds_graphs() -> None:
+    code = (
+        "import sys, poptransformer\n"
+        "engine = poptransformer.load(sys.argv[1])\n"
+        "print(engine.generate([5, 6], max_new_tokens=3), engine.runtime.generator_session)\n"
+        "print([name for name in ('onnx', 'onnx_ir', 'onnxscript', 'sympy') if name in sys.modules])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tiny.saved())], timeout=60, check=True, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_the_tokenizer_comes_along() -> None:
@@ -141,7 +154,7 @@ def interrupted(*_args: object) -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("step", ["_write_weights", "build_generator", "save_checkpoint_files"])
+@pytest.mark.parametrize("step", ["_write_weights", "_graphs", "save_checkpoint_files"])
 @pytest.mark.parametrize("replacing", [False, True])
 @pytest.mark.parametrize(("failure", "raised"), [(disk_full, PopTransformerError), (interrupted, KeyboardInterrupt)])
 def test_nothing_is_left_of_a_failure(
@@ -184,7 +197,7 @@ KILLED = """
 import os, signal, sys
 import poptransformer
 from poptransformer.runtime import artefact
-artefact.build_generator = lambda compiled: os.kill(os.getpid(), signal.SIGKILL)
+artefact._graphs = lambda compiled: os.kill(os.getpid(), signal.SIGKILL)
 poptransformer.load(sys.argv[1]).save(sys.argv[2])
 """
 
