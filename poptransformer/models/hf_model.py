@@ -236,7 +236,9 @@ class HFModel:
         placed = self.build.layer_per_ipu
         if placed is None:
             return
-        if any(not isinstance(n, int) or n < 0 for n in placed) or sum(placed) != self.num_layers:
+        if any(not isinstance(n, int) or n < 0 for n in placed):
+            raise ConfigError(f"layer_per_ipu must hold numbers of layers, 0 or more, found {list(placed)}.")
+        if sum(placed) != self.num_layers:
             raise ConfigError(
                 f"layer_per_ipu {list(placed)} places {sum(placed)} layers, but the model has {self.num_layers}. "
                 f"Make the numbers add up to {self.num_layers}, or set model.layer_per_ipu=null for one IPU."
