@@ -237,7 +237,10 @@ class HFModel:
         if placed is None:
             return
         if any(not isinstance(n, int) or n < 0 for n in placed):
-            raise ConfigError(f"layer_per_ipu must hold numbers of layers, 0 or more, found {list(placed)}.")
+            raise ConfigError(
+                f"layer_per_ipu must hold numbers of layers, 0 or more, that add up to {self.num_layers}, "
+                f"found {list(placed)}."
+            )
         if sum(placed) != self.num_layers:
             raise ConfigError(
                 f"layer_per_ipu {list(placed)} places {sum(placed)} layers, but the model has {self.num_layers}. "

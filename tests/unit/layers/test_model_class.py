@@ -68,10 +68,15 @@ def test_a_forgotten_method() -> None:
         made(Unfinished)
 
 
-@pytest.mark.parametrize("placed", [[1, 2], [1], [2, -1, 1]])
+@pytest.mark.parametrize("placed", [[1, 2], [1]])
 def test_placement_must_add_up(placed: list[int]) -> None:
     with pytest.raises(ConfigError, match=r"layer_per_ipu .* but the model has 2\. Make the numbers add up to 2"):
         made(Bigram, layer_per_ipu=placed)
+
+
+def test_placement_has_no_negative_numbers() -> None:
+    with pytest.raises(ConfigError, match=r"0 or more, that add up to 2, found \[2, -1, 1\]"):
+        made(Bigram, layer_per_ipu=[2, -1, 1])
 
 
 def test_a_model_outside_of_a_build() -> None:
