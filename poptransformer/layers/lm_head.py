@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+import logging
+
+import numpy as np
 import onnx_ir as ir
 
 from poptransformer import ops
 from poptransformer.graph import Graph
 from poptransformer.layers.base_layer import BaseLayer
 from poptransformer.layers.embedding import Embedding
+
+logger = logging.getLogger(__name__)
 
 
 class LMHead(BaseLayer):
@@ -39,7 +44,7 @@ class LMHead(BaseLayer):
         self.use_bias = use_bias
 
     def collect_bind_layer_weights(self) -> None:
-        if self.tie_weight is None:
+        if self.tie_weight is None or self._has_its_own_weight(self.tie_weight):
             weight = self.get_param_from_state_dict(self.key("weight"), [self.vocab_size, self.embedding_size])
             self.weight_id = self.add_initialized_input_tensor(weight, self.key("weight"))
         else:
@@ -47,6 +52,17 @@ class LMHead(BaseLayer):
         if self.use_bias:
             bias = self.get_param_from_state_dict(self.key("bias"), [self.vocab_size])
             self.bias_id = self.add_initialized_input_tensor(bias, self.key("bias"))
+
+    def _has_its_own_weight(self, embedding: Embedding) -> bool:
+        """Whether a head said to be tied is stored all the same, and differs: then it counts, as in transformers 5."""
+        key, embedding_key = self.key("weight"), embedding.key("weight")
+        if key not in list(self.state_dict) or np.array_equal(self.state_dict[key], self.state_dict[embedding_key]):
+            return False
+        logger.warning(
+            "The config ties %s to %s, but the checkpoint holds both and they differ; using %s as it is stored.",
+            *(key, embedding_key, key),
+        )
+        return True
 
     def __call__(self, graph: Graph, x: ir.Value) -> ir.Value:
         """Maps `[B, M, D]` to `[B, M, V]`."""

@@ -22,6 +22,7 @@ ACTIVATIONS: dict[str, Callable[[Graph, ir.Value], ir.Value]] = {
     "gelu": ops.gelu,
     "gelu_fast": _tanh_gelu,
     "gelu_new": _tanh_gelu,
+    "gelu_python": ops.gelu,
     "gelu_pytorch_tanh": _tanh_gelu,
     "relu": ops.relu,
     "sigmoid": ops.sigmoid,

@@ -188,6 +188,12 @@ class HFModel:
         """Hook: renames or converts the checkpoint's tensors before layers ask for them."""
         return state_dict
 
+    def with_shared_table(self, state_dict: StateDict, embedding_key: str) -> StateDict:
+        """Finds the table of a tied model that is stored under the name of the head alone."""
+        if embedding_key in state_dict or "lm_head.weight" not in state_dict:
+            return state_dict
+        return state_dict.renamed(lambda key: embedding_key if key == "lm_head.weight" else key)
+
     # -- graph --------------------------------------------------------------------------------------------------
 
     def build_model_graph(self) -> ir.Value:
