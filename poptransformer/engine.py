@@ -96,6 +96,9 @@ class Engine:
             answers: list[Any] = generation.generate_text(
                 self.runtime, rows, params, self.stop_token_ids, self.tokenizer.stream
             )
+        elif any(row.stop for row in params):
+            steps = list(self._steps_of(rows, params))
+            answers = [[ids[row] for ids in steps if ids[row] is not None] for row in range(len(rows))]
         else:
             answers = generation.generate_ids(self.runtime, rows, params, self.stop_token_ids)
         return answers[0] if is_single else answers
@@ -114,7 +117,7 @@ class Engine:
         rows, is_text, is_single = self._rows(prompts)
         params = self.params(rows, **sampling)
         if not is_text:
-            return generation.generate_steps(self.runtime, rows, params, self.stop_token_ids)
+            return self._steps_of(rows, params)
         steps = generation.stream_text(self.runtime, rows, params, self.stop_token_ids, self.tokenizer.stream)
         return (step[0] for step in steps if step[0]) if is_single else steps
 
@@ -132,6 +135,13 @@ class Engine:
             steps = generation.stream_text(self.runtime, [ids], params, self.stop_token_ids, self.tokenizer.stream)
             return (step[0] for step in steps if step[0])
         return generation.generate_text(self.runtime, [ids], params, self.stop_token_ids, self.tokenizer.stream)[0]
+
+    def _steps_of(self, rows: list[list[int]], params: list[generation.SamplingParams]) -> Iterator[list[int | None]]:
+        """Ids step by step; stop strings show in the text alone, so rows that have some are detokenized too."""
+        if not any(row.stop for row in params):
+            return generation.generate_steps(self.runtime, rows, params, self.stop_token_ids)
+        steps = generation.stream_text(self.runtime, rows, params, self.stop_token_ids, self.tokenizer.stream)
+        return (list(steps.ids) for _ in steps)
 
     def params(self, rows: Sequence[Ids], **sampling: Any) -> list[generation.SamplingParams]:
         """Returns each row's sampling settings; without `max_new_tokens` a row may go on to `max_length`."""

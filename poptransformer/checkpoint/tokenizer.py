@@ -87,6 +87,10 @@ class Tokenizer:
         """
         if not isinstance(text, str):
             raise TokenizerError(f"expected a string to tokenize, found {type(text).__name__}")
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            raise TokenizerError(
+                f"the text {text!r} is not Unicode: it holds bytes that are not UTF-8; pass UTF-8 text"
+            )
         return self.backend.encode(text, add_special_tokens)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -208,6 +209,7 @@ class HFModel:
             MissingWeightError: the checkpoint lacks a tensor.
             GraphError: `build_model_graph` returned something else than logits.
         """
+        self._check_family()
         self._check_placement()
         self.graph = Graph(type(self).__name__)
         state_dict = self.process_hf_model_state_dict(self.checkpoint.state_dict)
@@ -236,6 +238,16 @@ class HFModel:
             raise GraphError(
                 f"{type(self).__name__}.build_model_graph returned {logits.name} of shape {shape}; expected logits "
                 f"[B, M, {vocab_size}], as vocab_size is {vocab_size}. Is the LMHead missing?"
+            )
+
+    def _check_family(self) -> None:
+        """Raises where the checkpoint is of another architecture than this class builds."""
+        package = sys.modules.get(type(self).__module__.rpartition(".")[0])
+        known, found = getattr(package, "MODEL_TYPES", ()), self.hf_config.get("model_type")
+        if known and found is not None and found not in known:
+            raise ConfigError(
+                f"{self.checkpoint.source} is of model_type {found}, but {type(self).__name__} builds "
+                f"{' or '.join(known)}. Use the example of that model, or another checkpoint."
             )
 
     def _check_placement(self) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from tests.unit.runtime import tiny
 TEXTS = ["Hello", "T", "Once upon a"]
 IDS = [list(prompt) for prompt in tiny.PROMPTS]
 COUNT = 12
+TINY_GPT2 = Path(__file__).parents[3] / "examples" / "gpt2" / "tiny"
 
 
 @pytest.fixture(scope="module")
@@ -208,3 +210,30 @@ def test_chat_without_a_template() -> None:
     assert engine.generate("Hello", max_new_tokens=3) == expected_text("Hello", 3)
     with pytest.raises(PopTransformerError, match="chat template"):
         engine.chat(MESSAGES)
+
+
+def test_a_text_that_is_not_unicode() -> None:
+    with pytest.raises(TokenizerError, match="bytes that are not UTF-8"):
+        poptransformer.load(TINY_GPT2).generate("\udcff", max_new_tokens=1)
+
+
+def test_stop_strings_end_ids_too() -> None:
+    engine = poptransformer.load(TINY_GPT2)
+    prompt = engine.tokenizer.encode("She looked at him")
+    whole = engine.generate(prompt, max_new_tokens=30)
+    stopped = engine.generate([prompt, prompt], max_new_tokens=30, stop=["said"])
+    assert stopped[0] == stopped[1] == whole[: len(stopped[0])]
+    assert "said" in engine.tokenizer.decode(stopped[0])
+    assert len(stopped[0]) < 30
+    streamed = list(engine.stream(prompt, max_new_tokens=30, stop=["said"]))
+    assert [ids[0] for ids in streamed] == stopped[0]
+
+
+def test_a_checkpoint_of_another_family() -> None:
+    from poptransformer.build import Build, use_build
+    from poptransformer.models import LLAMA2DecModel
+
+    with use_build(Build()):
+        model = LLAMA2DecModel(hf_model_name=str(TINY_GPT2))
+    with pytest.raises(ConfigError, match="is of model_type gpt2, but LLAMA2DecModel builds llama"):
+        model.build_graph()
