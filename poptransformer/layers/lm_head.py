@@ -56,6 +56,7 @@ class LMHead(BaseLayer):
     def _has_its_own_weight(self, embedding: Embedding) -> bool:
         """Whether a head said to be tied is stored all the same, and differs: then it counts, as in transformers 5."""
         key, embedding_key = self.key("weight"), embedding.key("weight")
+        # The names themselves are asked, as a state dict of random weights says yes to any `in`.
         if key not in list(self.state_dict) or np.array_equal(self.state_dict[key], self.state_dict[embedding_key]):
             return False
         logger.warning(

@@ -189,11 +189,23 @@ class HFModel:
         """Hook: renames or converts the checkpoint's tensors before layers ask for them."""
         return state_dict
 
-    def with_shared_table(self, state_dict: StateDict, embedding_key: str) -> StateDict:
-        """Finds the table of a tied model that is stored under the name of the head alone."""
-        if embedding_key in state_dict or "lm_head.weight" not in state_dict:
-            return state_dict
-        return state_dict.renamed(lambda key: embedding_key if key == "lm_head.weight" else key)
+    @staticmethod
+    def as_causal_lm(state_dict: StateDict, prefix: str, embedding: str, tied: bool) -> StateDict:
+        """Gives the tensors the names that transformers' causal language model has for them.
+
+        Args:
+            state_dict: as stored: perhaps by the bare model, without `prefix`, or with a tied table under the head's
+                name alone.
+            prefix: what the bare model is called in the language model, e.g. `model`.
+            embedding: the token table in the bare model, e.g. `embed_tokens.weight`.
+            tied: whether the head shares that table.
+        """
+        if embedding in state_dict:
+            state_dict = state_dict.renamed(lambda key: key if key.startswith("lm_head.") else f"{prefix}.{key}")
+        table = f"{prefix}.{embedding}"
+        if tied and table not in state_dict and "lm_head.weight" in state_dict:
+            state_dict = state_dict.renamed(lambda key: table if key == "lm_head.weight" else key)
+        return state_dict
 
     # -- graph --------------------------------------------------------------------------------------------------
 

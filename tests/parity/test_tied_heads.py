@@ -55,3 +55,10 @@ def test_a_tied_table_under_the_name_of_the_head(name: str, embedding: str, both
     tensors["lm_head.weight"] = tensors[embedding].clone() if both else tensors.pop(embedding)
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     compare(tmp_path, type(model))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama-biases-tied"])
+def test_a_checkpoint_of_the_bare_model(name: str, tmp_path: Path) -> None:
+    model = scaled(MAKERS[name]())
+    model.base_model.save_pretrained(tmp_path)
+    compare(tmp_path, type(model))

@@ -83,12 +83,8 @@ class GPT2DecModel(HFDecBaseModel):
     """GPT-2 language model."""
 
     def process_hf_model_state_dict(self, state_dict: StateDict) -> StateDict:
-        """Accepts checkpoints of the bare GPT2Model, whose keys lack the prefix `transformer.`."""
-        if "wte.weight" in state_dict:
-            state_dict = state_dict.renamed(lambda key: key if key.startswith("lm_head.") else f"transformer.{key}")
-        if self.hf_config.get("tie_word_embeddings", True):
-            return self.with_shared_table(state_dict, "transformer.wte.weight")
-        return state_dict
+        tied = self.hf_config.get("tie_word_embeddings", True)
+        return self.as_causal_lm(state_dict, "transformer", "wte.weight", tied)
 
     @property
     def position_limit(self) -> int | None:

@@ -103,12 +103,8 @@ class LLAMA2DecModel(HFDecBaseModel):
     """Llama language model."""
 
     def process_hf_model_state_dict(self, state_dict: StateDict) -> StateDict:
-        """Accepts checkpoints of the bare LlamaModel, whose keys lack the prefix `model.`."""
-        if "embed_tokens.weight" in state_dict:
-            state_dict = state_dict.renamed(lambda key: key if key.startswith("lm_head.") else f"model.{key}")
-        if self.hf_config.get("tie_word_embeddings", False):
-            return self.with_shared_table(state_dict, "model.embed_tokens.weight")
-        return state_dict
+        tied = self.hf_config.get("tie_word_embeddings", False)
+        return self.as_causal_lm(state_dict, "model", "embed_tokens.weight", tied)
 
     def build_model_graph(self) -> ir.Value:
         config = self.hf_config
