@@ -55,10 +55,14 @@ POPTRANSFORMER_EXPORT int poptransformer_get_threads() {
 
 POPTRANSFORMER_EXPORT const char* poptransformer_ops_version() { return kVersion; }
 
-/// "avx2" or "portable", as the kernels run; "unknown" if POPTRANSFORMER_SIMD has no valid value.
+/// "avx512", "avx2" or "portable", as the kernels run; "unknown" if POPTRANSFORMER_SIMD has no valid value.
 POPTRANSFORMER_EXPORT const char* poptransformer_simd() {
   try {
-    return poptransformer::simd() == poptransformer::Simd::kAvx2 ? "avx2" : "portable";
+    switch (poptransformer::simd()) {
+      case poptransformer::Simd::kAvx512: return "avx512";
+      case poptransformer::Simd::kAvx2: return "avx2";
+      default: return "portable";
+    }
   } catch (const poptransformer::Error&) {
     return "unknown";
   }

@@ -103,7 +103,7 @@ struct Tiles {
  private:
   static Tiles make() {
 #if POPTRANSFORMER_X86
-    if (simd() == Simd::kAvx2) return {dot_avx2<Weight>, pack_avx2<Weight>, tile_avx2, kMaxDotRows};
+    if (simd() >= Simd::kAvx2) return {dot_avx2<Weight>, pack_avx2<Weight>, tile_avx2, kMaxDotRows};
 #endif
     return {dot_portable<Weight>, pack_portable<Weight>, tile_portable, 4};
   }
