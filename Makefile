@@ -13,7 +13,7 @@ export PYTHON ORT_INCLUDE_DIR DEBIAN_MIRROR ORT_OFFLINE
 
 BUILD := custom_ops/build
 LIBRARY := libpoptransformer_ops.so
-SOURCES := $(sort $(wildcard custom_ops/*.cpp))
+SOURCES := $(sort $(wildcard custom_ops/*.cpp custom_ops/*/*.cpp))
 
 ifeq ($(origin CXX),default)
 CXX := g++
@@ -59,6 +59,7 @@ $(1)/config: FORCE headers
 	@cmp -s $$@.tmp $$@ && rm -f $$@.tmp || mv -f $$@.tmp $$@
 
 $(1)/%.o: custom_ops/%.cpp $(1)/config
+	@mkdir -p $$(@D)
 	$$(strip $$(CCACHE) $$(CXX) $$(COMMON) $$(FLAGS_$(2)) $$(CPPFLAGS) $$(CXXFLAGS)) -MMD -MP -MT $$@ -MF $(1)/$$*.d -c $$< -o $(1)/$$*.tmp.o
 	@mv -f $(1)/$$*.tmp.o $$@
 

@@ -60,6 +60,16 @@ class Attributes {
     return value;
   }
 
+  /// @throws Error if the attribute is missing.
+  std::string get_string(const char* name) const {
+    size_t size = 0;  // With the terminating zero.
+    require(g_ort->KernelInfoGetAttribute_string(info_, name, nullptr, &size), name, "string");
+    std::string value(size, '\0');
+    require(g_ort->KernelInfoGetAttribute_string(info_, name, value.data(), &size), name, "string");
+    value.resize(size > 0 ? size - 1 : 0);
+    return value;
+  }
+
   /// Throws `poptransformer.<op>: attribute '<name>' must be <expected>, found <found>`.
   template <class Found>
   [[noreturn]] void reject(const char* name, const std::string& expected, const Found& found) const {
