@@ -2,6 +2,7 @@
 """Operators as functions: `ops.matmul(graph, x, y)` adds a node and returns its output value."""
 
 from poptransformer.ops.customized import cached_attention, linear
+from poptransformer.ops.recurrent import wkv
 from poptransformer.ops.sampling import sample
 from poptransformer.ops.standard import (
     add,
@@ -88,4 +89,5 @@ __all__ = [
     "transpose",
     "unsqueeze",
     "where",
+    "wkv",
 ]

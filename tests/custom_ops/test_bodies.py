@@ -49,6 +49,13 @@ def cached_attention(B: int, L: int, N: int, K: int, H: int, S: int, past: list[
     return Case("CachedAttention", f"{[B, L, N, K, H, S]}", [*heads, *caches, np.array(past)], attributes)
 
 
+def wkv(B: int, L: int, D: int, lengths: list[int]) -> Case:
+    decay = -np.exp(draw(D))
+    states = [draw(B, D), 1 + np.abs(draw(B, D)), np.full((B, D), -1e38, np.float32)]
+    inputs = [decay, draw(D)[::-1].copy(), draw(B, L, D), draw(B, L, D)[:, :, ::-1].copy(), np.array(lengths), *states]
+    return Case("WKV", f"{[B, L, D]}", inputs, {})
+
+
 CASES = [
     linear(np.float32, 1, 1, K=576, N=192),
     linear(np.float16, 2, 3, K=75, N=33),
@@ -59,6 +66,8 @@ CASES = [
     cached_attention(2, 1, 9, 3, 64, 300, [7, 299]),
     cached_attention(3, 4, 6, 2, 20, 150, [0, 146, 33]),
     cached_attention(2, 50, 4, 1, 24, 80, [0, 30]),
+    wkv(1, 1, 768, [1]),
+    wkv(2, 40, 100, [40, 7]),
 ]
 
 
