@@ -87,11 +87,12 @@ all: $(BUILD)/$(LIBRARY) ## compile the custom ops (the default)
 
 sanitize: $(BUILD)/sanitize/$(LIBRARY) ## compile them with the address and undefined-behaviour sanitizers
 	@echo 'custom ops: $<'
-	@echo "load it with LD_PRELOAD=$$($(CXX) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0"
+	@echo "load it with LD_PRELOAD='$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)'" \
+	  'ASAN_OPTIONS=detect_leaks=0 POPTRANSFORMER_OPS_LIBRARY=$(abspath $<)'
 
 sanitize-thread: $(BUILD)/sanitize-thread/$(LIBRARY) ## compile them with the thread sanitizer
 	@echo 'custom ops: $<'
-	@echo "load it with LD_PRELOAD=$$($(CXX) -print-file-name=libtsan.so)"
+	@echo "load it with LD_PRELOAD='$$($(CXX) -print-file-name=libtsan.so)' POPTRANSFORMER_OPS_LIBRARY=$(abspath $<)"
 
 # ---- Python --------------------------------------------------------------------------------------------------------------
 
