@@ -60,6 +60,16 @@ class Attributes {
     return value;
   }
 
+  /// @throws Error if the attribute is missing.
+  std::string get_string(const char* name) const {
+    size_t size = 0;
+    require(g_ort->KernelInfoGetAttribute_string(info_, name, nullptr, &size), name, "string");
+    std::string value(size, '\0');
+    require(g_ort->KernelInfoGetAttribute_string(info_, name, &value[0], &size), name, "string");
+    value.resize(size - 1);  // The size counts the terminating zero.
+    return value;
+  }
+
   /// Throws `poptransformer.<op>: attribute '<name>' must be <expected>, found <found>`.
   template <class Found>
   [[noreturn]] void reject(const char* name, const std::string& expected, const Found& found) const {
