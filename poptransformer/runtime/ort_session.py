@@ -88,7 +88,11 @@ def _materialised(tensor: ir.TensorProtocol) -> np.ndarray:
     from poptransformer.graph import WeightTensor
 
     array = tensor.numpy()
-    if isinstance(tensor, WeightTensor) and not np.may_share_memory(array, tensor.array):
+    if not isinstance(tensor, WeightTensor):
+        return array
+    if not isinstance(tensor.array, np.ndarray):  # unpacked just now
+        tensor.array = array
+    elif not np.may_share_memory(array, tensor.array):
         release(tensor.array)
         tensor.array = array
     return array
