@@ -90,7 +90,7 @@ def _materialised(tensor: ir.TensorProtocol) -> np.ndarray:
     array = tensor.numpy()
     if not isinstance(tensor, WeightTensor):
         return array
-    if not isinstance(tensor.array, np.ndarray):  # unpacked just now
+    if getattr(tensor.array, "is_lazy", False):  # Unpacked just now, and only once for all sessions.
         tensor.array = array
     elif not np.may_share_memory(array, tensor.array):
         release(tensor.array)
