@@ -89,7 +89,11 @@ def _materialised(tensor: ir.TensorProtocol) -> np.ndarray:
     from poptransformer.graph import WeightTensor
 
     array = tensor.numpy()
-    if isinstance(tensor, WeightTensor) and not np.may_share_memory(array, tensor.array):
+    if not isinstance(tensor, WeightTensor):
+        return array
+    if getattr(tensor.array, "is_lazy", False):  # Unpacked just now, and only once for all sessions.
+        tensor.array = array
+    elif not np.may_share_memory(array, tensor.array):
         release(tensor.array)
         tensor.array = array
     return array
