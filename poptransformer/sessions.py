@@ -119,6 +119,9 @@ class Session:
         compiled = self.cache.get(model, self._compile) if self.cache else self._compile(model)
         self._model = model
         self._engine = Engine(compiled, model.checkpoint, self.settings)
+        if self.profile_folder and compiled.info.report.packed:
+            table = str(compiled.info.report)
+            (self.profile_folder / "quantization.txt").write_text(f"{table}\n", encoding="utf-8")
         logger.info("compiled")
 
     @property

@@ -2,6 +2,7 @@
 """Operators as functions: `ops.matmul(graph, x, y)` adds a node and returns its output value."""
 
 from poptransformer.ops.customized import cached_attention, linear
+from poptransformer.ops.quantized import quantized_embedding, quantized_linear, round_to_float8
 from poptransformer.ops.recurrent import wkv
 from poptransformer.ops.sampling import sample
 from poptransformer.ops.standard import (
@@ -69,11 +70,14 @@ __all__ = [
     "maximum",
     "mul",
     "pow",
+    "quantized_embedding",
+    "quantized_linear",
     "reduce_max",
     "relu",
     "reshape",
     "rms_norm",
     "rotary_embedding",
+    "round_to_float8",
     "sample",
     "shape",
     "sigmoid",

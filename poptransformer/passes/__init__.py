@@ -4,5 +4,6 @@
 from poptransformer.passes.functions import attach_functions
 from poptransformer.passes.linear import matmul_to_linear
 from poptransformer.passes.precision import store_weights
+from poptransformer.passes.quantize import quantize
 
-__all__ = ["attach_functions", "matmul_to_linear", "store_weights"]
+__all__ = ["attach_functions", "matmul_to_linear", "quantize", "store_weights"]

@@ -85,7 +85,7 @@ def cache_key(model: HFModel, compiler_options: Mapping[str, bool] | None = None
         "build": [
             build.model_type,
             build.num_replicas,
-            build.precision,
+            build.recipe.fingerprint,
             build.batch_size,
             build.layer_per_ipu,
         ],

@@ -11,11 +11,12 @@ import onnx_ir as ir
 import pytest
 
 import poptransformer
-from poptransformer.graph import DOMAIN, IR_VERSION, Graph, function_names, onnx_function
+from poptransformer.graph import DOMAIN, IR_VERSION, Graph, function_names, function_spec, onnx_function
 from tests.unit.runtime import tiny
 
 FAMILIES = ["llama", "gpt2"]
 FILES = ["model.onnx", "generator.onnx"]
+QUANTIZED = {"QuantizedLinear", "QuantizedEmbedding", "RoundToFloat8"}  # test_quantized_models.py
 
 
 @pytest.fixture(params=FAMILIES)
@@ -44,14 +45,16 @@ def all_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
 def test_every_function_is_valid_onnx(name: str) -> None:
     graph = Graph()
     graph.output(graph.input("x", ir.DataType.FLOAT, [1]), "y")
-    model = ir.Model(graph.ir_graph, ir_version=IR_VERSION, functions=[onnx_function(name)])
+    functions = [onnx_function(name, variant) for variant in function_spec(name).variants()]
+    model = ir.Model(graph.ir_graph, ir_version=IR_VERSION, functions=functions)
+    assert len(model.functions) == len(functions)
     onnx.checker.check_model(ir.serde.serialize_model(model), full_check=True)
 
 
 def test_the_saved_models_use_every_function(family: str) -> None:
     """So that the checks of the files below have seen each of them inferred with real types."""
     used = {function.name for file in FILES for function in proto(tiny.saved(family) / file).functions}
-    assert used == set(function_names())
+    assert used | QUANTIZED == set(function_names())
 
 
 def test_full_check(path: Path) -> None:
