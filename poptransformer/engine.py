@@ -42,9 +42,9 @@ class Engine:
         self.runtime = Runtime(compiled, settings)
 
     @classmethod
-    def from_model(cls, model: HFModel, settings: SessionSettings | None = None) -> Engine:
+    def from_model(cls, model: HFModel, settings: SessionSettings | None = None, fuse: bool = True) -> Engine:
         """Compiles a model whose `build_graph` has been called."""
-        return cls(compile_model(model), model.checkpoint, settings)
+        return cls(compile_model(model, fuse=fuse), model.checkpoint, settings)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -196,6 +196,7 @@ def load(
     batch_size: int = 1,
     threads: int | None = None,
     cache_dir: str | Path | None = None,
+    fuse: bool = True,
 ) -> Engine:
     """Loads a checkpoint, or a folder that `Engine.save` wrote, and makes it ready to run.
 
@@ -208,6 +209,8 @@ def load(
         batch_size: rows that the model is planned for; calls may use any number.
         threads: CPU threads; None uses every core this process may use.
         cache_dir: where hub downloads go.
+        fuse: compute several nodes of the graph by one kernel; False runs the graph as the layers wrote it. A saved
+            model is what it was when it was saved.
     """
     settings = SessionSettings(threads=threads)
     build = Build(
@@ -221,7 +224,7 @@ def load(
     with use_build(build):
         model = model_class_for(checkpoint.config).from_checkpoint(checkpoint, max_length=max_length)
     model.build_graph()
-    return Engine.from_model(model, settings)
+    return Engine.from_model(model, settings, fuse)
 
 
 def _load_saved(folder: Path, precision: str | None, max_length: int | None, settings: SessionSettings) -> Engine:

@@ -3,14 +3,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import onnx_ir as ir
 
 from poptransformer.graph import DOMAIN, onnx_function
 
 
 def attach_functions(model: ir.Model) -> None:
-    """Adds the ONNX function of every own op that `model` uses, in subgraphs too."""
-    used = {node.op_type for node in ir.traversal.RecursiveGraphIterator(model.graph) if node.domain == DOMAIN}
+    """Adds the ONNX function of every own op that `model` uses, in subgraphs and in the functions it has already.
+
+    A node whose function is there, such as one that the fuse pass made, keeps it.
+    """
+    used = {node.op_type for node in _own_nodes(model) if node.op_identifier() not in model.functions}
     for name in sorted(used):
         function = onnx_function(name)
         model.functions[function.identifier()] = function
+
+
+def _own_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for graph in graphs:
+        yield from (node for node in ir.traversal.RecursiveGraphIterator(graph) if node.domain == DOMAIN)

@@ -87,12 +87,15 @@ class CompiledModel:
         return ir.load(self.source / "model.onnx")
 
 
-def compile_model(model: HFModel, compiler_options: Mapping[str, bool] | None = None) -> CompiledModel:
+def compile_model(
+    model: HFModel, compiler_options: Mapping[str, bool] | None = None, fuse: bool = True
+) -> CompiledModel:
     """Runs the passes over a model whose `build_graph` has been called.
 
     Args:
         model: the built model.
         compiler_options: PopART's switches, recorded in the metadata.
+        fuse: put nodes together that one kernel computes; False keeps the graph as the layers wrote it.
     """
     import onnx_ir as ir
 
@@ -117,6 +120,8 @@ def compile_model(model: HFModel, compiler_options: Mapping[str, bool] | None = 
     )
     passes.matmul_to_linear(compiled)
     passes.store_weights(compiled, model.build.precision)
+    if fuse:
+        passes.fuse(compiled)
     passes.attach_functions(compiled)
     return CompiledModel(compiled, info)
 
