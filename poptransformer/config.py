@@ -104,6 +104,7 @@ class SessionConfig(Section):
         execution_cache_name: folder of compiled models that later runs use again; null compiles every time.
         profile_name: folder that a profile of the run is written to; null writes none.
         threads: CPU threads; null is one for each core that this process may use.
+        fuse: compute several nodes of the graph by one kernel; false runs the graph as the layers wrote it.
     """
 
     NAME: ClassVar[str] = "session"
@@ -116,6 +117,7 @@ class SessionConfig(Section):
     execution_cache_name: str | None = setting(None, or_null(TEXT))
     profile_name: str | None = setting(None, or_null(TEXT))
     threads: int | None = setting(None, or_null(integer(1)))
+    fuse: bool = setting(True, FLAG)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -44,9 +44,9 @@ class Engine:
         self.runtime = Runtime(compiled, settings)
 
     @classmethod
-    def from_model(cls, model: HFModel, settings: SessionSettings | None = None) -> Engine:
+    def from_model(cls, model: HFModel, settings: SessionSettings | None = None, fuse: bool = True) -> Engine:
         """Compiles a model whose `build_graph` has been called."""
-        return cls(compile_model(model), model.checkpoint, settings)
+        return cls(compile_model(model, fuse=fuse), model.checkpoint, settings)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -204,6 +204,7 @@ def load(
     threads: int | None = None,
     cache_dir: str | Path | None = None,
     quantization: Mapping[str, Any] | None = None,
+    fuse: bool = True,
 ) -> Engine:
     """Loads a checkpoint, or a folder that `Engine.save` wrote, and makes it ready to run.
 
@@ -218,6 +219,8 @@ def load(
         threads: CPU threads; None uses every core this process may use.
         cache_dir: where hub downloads go.
         quantization: details of it, keys of `poptransformer.recipe.QuantizationConfig`.
+        fuse: compute several nodes of the graph by one kernel; False runs the graph as the layers wrote it. A saved
+            model is what it was when it was saved.
     """
     settings = SessionSettings(threads=threads)
     build = Build(
@@ -236,7 +239,7 @@ def load(
     with use_build(build):
         model = model_class_for(checkpoint.config).from_checkpoint(checkpoint, max_length=max_length)
     model.build_graph()
-    return Engine.from_model(model, settings)
+    return Engine.from_model(model, settings, fuse)
 
 
 def _load_saved(folder: Path, asked: Mapping[str, Any], settings: SessionSettings) -> Engine:

@@ -77,6 +77,7 @@ class Session:
             versions opens what lies there. None compiles anew each time.
         profile_name: folder for a profile of the run; None takes none.
         threads: CPU threads; None uses every core this process may use.
+        fuse: compute several nodes of the graph by one kernel; False runs the graph as the layers wrote it.
         log_severity: onnxruntime's log level, 0 verbose to 4 fatal.
     """
 
@@ -91,6 +92,7 @@ class Session:
         execution_cache_name: str | None = None,
         profile_name: str | None = None,
         threads: int | None = None,
+        fuse: bool = True,
         log_severity: int = 3,
     ) -> None:
         self.compiler_options = {
@@ -100,9 +102,10 @@ class Session:
             "constant_folding_of_multiple_consumers": constant_folding_of_multiple_consumers,
             "use_loop_candidate_creator": use_loop_candidate_creator,
         }
+        self.fuse = fuse
         self.cache: CompiledCache | None = None
         if execution_cache_name:
-            self.cache = CompiledCache(Path(execution_cache_name), self.compiler_options)
+            self.cache = CompiledCache(Path(execution_cache_name), self.compiler_options, fuse)
         self.profile_folder = Path(profile_name) if profile_name else None
         prefix = str(self.profile_folder / "onnxruntime") if self.profile_folder else None
         self.settings = SessionSettings(threads=threads, profile_prefix=prefix, log_severity=log_severity)
@@ -195,7 +198,7 @@ class Session:
         if not model.is_built:
             model.build_graph()
         with progress("compiling"):
-            return compile_model(model, self.compiler_options)
+            return compile_model(model, self.compiler_options, self.fuse)
 
     def _rows(self, input_dict: Mapping[str, Any]) -> list[list[int]]:
         return [

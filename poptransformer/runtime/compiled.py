@@ -94,12 +94,15 @@ class CompiledModel:
         return ir.load(self.source / "model.onnx")
 
 
-def compile_model(model: HFModel, compiler_options: Mapping[str, bool] | None = None) -> CompiledModel:
+def compile_model(
+    model: HFModel, compiler_options: Mapping[str, bool] | None = None, fuse: bool = True
+) -> CompiledModel:
     """Runs the passes over a model whose `build_graph` has been called.
 
     Args:
         model: the built model.
         compiler_options: PopART's switches, recorded in the metadata.
+        fuse: put nodes together that one kernel computes; False keeps the graph as the layers wrote it.
     """
     import onnx_ir as ir
 
@@ -115,6 +118,8 @@ def compile_model(model: HFModel, compiler_options: Mapping[str, bool] | None = 
     )
     passes.matmul_to_linear(compiled)
     report = quantize(compiled, model)
+    if fuse:
+        passes.fuse(compiled)
     passes.attach_functions(compiled)
     info = ModelInfo(
         model_class=type(model).__name__,

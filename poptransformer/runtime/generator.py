@@ -69,6 +69,7 @@ class _Generator:
             producer_name=self.source.producer_name,
             producer_version=self.source.producer_version,
             metadata_props=dict(self.source.metadata_props),
+            functions=list(self.source.functions.values()),
         )
         attach_functions(model)
         return model
