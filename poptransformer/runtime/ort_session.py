@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 EXTERNAL_BYTES = 1024
 WEIGHTS = "weights.bin"
 # Our ops over weights: for each, the number of its first weight. They and what follows are read by the kernel alone.
-FIRST_WEIGHT = {"Linear": 1, "QuantizedLinear": 1, "QuantizedEmbedding": 1}
+FIRST_WEIGHT = {"Linear": 1, "QuantizedEmbedding": 1}
 PROVIDERS = ["CPUExecutionProvider"]
 
 
