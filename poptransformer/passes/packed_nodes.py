@@ -13,8 +13,7 @@ import onnx_ir as ir
 
 from poptransformer.graph import DOMAIN
 from poptransformer.passes.matrices import Matrix
-from poptransformer.quantization.formats import format_of
-from poptransformer.quantization.packed import PackedWeight
+from poptransformer.quantization import FORMATS, PackedWeight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Rounding:
 
 def static_scale(largest: float, format: str, scaling: str) -> float:
     """Returns the scale by which `largest` comes to the largest value of an 8-bit float."""
-    scale = max(largest / format_of(format).largest, 2.0**-120)
+    scale = max(largest / FORMATS[format].largest, 2.0**-120)
     return 2.0 ** math.ceil(math.log2(scale)) if scaling == "power_of_two" else scale
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import fnmatch
 import logging
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -15,31 +14,37 @@ from poptransformer.errors import ConfigError, nearest
 from poptransformer.passes.matrices import Matrix, matrices
 from poptransformer.passes.packed_nodes import Rounding, pack_matrix, round_activations, static_scale
 from poptransformer.passes.precision import HALF, store_matrix
-from poptransformer.quantization.checkpoints import packed_source
-from poptransformer.quantization.encode import encode
-from poptransformer.quantization.formats import format_of
-from poptransformer.quantization.packed import PackedWeight
-from poptransformer.quantization.spec import PER_CHANNEL, PER_TENSOR, WeightSpec
+from poptransformer.quantization import (
+    FORMATS,
+    PER_CHANNEL,
+    PER_TENSOR,
+    ActivationStats,
+    PackedWeight,
+    WeightSpec,
+    encode,
+    encode_calibrated,
+    packed_source,
+)
 from poptransformer.quantization_report import QuantizationReport, WeightReport
 from poptransformer.recipe import EVERYTHING, Choice, Recipe
 
 logger = logging.getLogger(__name__)
 
 
-class Calibration(Protocol):
-    """What a text shows about the inputs of products; weights go by their initializers' names."""
-
-    def encode(self, name: str, weight: np.ndarray, spec: WeightSpec) -> PackedWeight:
-        """Quantizes a weight so that its outputs for the text change least."""
-
-    def largest_input(self, name: str) -> float:
-        """Returns the largest magnitude among the inputs of the products with a weight."""
+def calibrated_inputs(model: ir.Model, recipe: Recipe) -> list[str]:
+    """Returns the names of the values whose statistics `quantize` will ask for, in the order of the weights."""
+    names: dict[str, None] = {}
+    for matrix in matrices(model.graph):
+        _, choice = recipe.match(matrix.names) or ("", Choice("fp32"))
+        if matrix.products and (choice.rounds_by_outputs or choice.has_static_scales):
+            names[_input_name(matrix)] = None
+    return list(names)
 
 
 def quantize(
     model: ir.Model,
     recipe: Recipe,
-    calibration: Calibration | None = None,
+    activations: Mapping[str, ActivationStats] | None = None,
     done: Callable[[np.ndarray], None] = lambda array: None,
 ) -> QuantizationReport:
     """Stores each weight matrix in the precision of the first rule that matches its name.
@@ -49,7 +54,7 @@ def quantize(
     Args:
         model: the model to change; products with weights must already be `Linear`.
         recipe: the rules. A matrix that none matches keeps the checkpoint's own type, as with `fp32`.
-        calibration: for a recipe that is calibrated.
+        activations: for a recipe that is calibrated, what is known about the values of `calibrated_inputs`.
         done: called with the checkpoint's array of each weight that has been dealt with.
 
     Raises:
@@ -66,9 +71,9 @@ def quantize(
     rounded: dict[ir.Node, Rounding] = {}
     for matrix, (pattern, choice) in zip(found, rules, strict=True):
         if _is_packed(matrix, pattern, choice):
-            packed, is_original = _pack(matrix, choice, calibration)
+            packed, is_original = _pack(matrix, choice, activations or {})
             reports.append(_report_packed(matrix, choice, packed, is_original))
-            rounding = _rounding(matrix, choice, calibration)
+            rounding = _rounding(matrix, choice, activations or {})
             products = pack_matrix(graph, matrix, packed)
             rounded |= dict.fromkeys(products, rounding) if rounding is not None else {}
         else:
@@ -116,26 +121,32 @@ def _spec(choice: Choice) -> WeightSpec:
     return WeightSpec(details.float8, block, scale_method=details.scale_method, power_of_two=power_of_two)
 
 
-def _pack(matrix: Matrix, choice: Choice, calibration: Calibration | None) -> tuple[PackedWeight, bool]:
+def _pack(matrix: Matrix, choice: Choice, activations: Mapping[str, ActivationStats]) -> tuple[PackedWeight, bool]:
     """Quantizes a weight; returns it, and whether it is what the checkpoint holds, of no more bits than asked."""
     array, spec = matrix.tensor.array, _spec(choice)
     source = packed_source(array)
-    if source is not None and not spec.kind.is_float8 and format_of(source.format).bits <= spec.kind.bits:
+    if source is not None and not spec.kind.is_float8 and FORMATS[source.format].bits <= spec.kind.bits:
         return source.load(), True
-    if choice.rounds_by_outputs and calibration is not None and matrix.products:
-        return calibration.encode(matrix.name, array, spec), False
+    stats = activations.get(_input_name(matrix)) if choice.rounds_by_outputs and matrix.products else None
+    if stats is not None:
+        return encode_calibrated(array, spec, stats, matrix.name), False
     return encode(array, spec, name=matrix.name), False
 
 
-def _rounding(matrix: Matrix, choice: Choice, calibration: Calibration | None) -> Rounding | None:
+def _rounding(matrix: Matrix, choice: Choice, activations: Mapping[str, ActivationStats]) -> Rounding | None:
     """How the inputs of products with the weight are rounded, for precision `fp8`."""
     if choice.precision != "fp8":
         return None
     scaling = "power_of_two" if choice.details.fp8_convention == "ipu" else "amax"
-    scale = None
-    if choice.has_static_scales and calibration is not None and matrix.products:
-        scale = static_scale(calibration.largest_input(matrix.name), choice.details.float8, scaling)
+    stats = activations.get(_input_name(matrix)) if choice.has_static_scales and matrix.products else None
+    scale = None if stats is None else static_scale(stats.amax, choice.details.float8, scaling)
     return Rounding(choice.details.float8, scaling, scale)
+
+
+def _input_name(matrix: Matrix) -> str:
+    """The name of what the weight is multiplied by."""
+    x = matrix.products[0].inputs[0]
+    return "" if x is None else str(x.name)
 
 
 def _report_packed(matrix: Matrix, choice: Choice, packed: PackedWeight, is_original: bool) -> WeightReport:
