@@ -58,9 +58,11 @@ $(1)/config: FORCE headers
 	   echo '$$(COMMON) $$(FLAGS_$(2)) $$(CPPFLAGS) $$(CXXFLAGS) $$(LINK) $$(LDFLAGS) $$(SOURCES)'; } >$$@.tmp
 	@cmp -s $$@.tmp $$@ && rm -f $$@.tmp || mv -f $$@.tmp $$@
 
+# The encoder must choose the same codes on every machine: no product may be fused with a sum.
+$(1)/encode/%.o: EXACT := -ffp-contract=off
 $(1)/%.o: custom_ops/%.cpp $(1)/config
 	@mkdir -p $$(@D)
-	$$(strip $$(CCACHE) $$(CXX) $$(COMMON) $$(FLAGS_$(2)) $$(CPPFLAGS) $$(CXXFLAGS)) -MMD -MP -MT $$@ -MF $(1)/$$*.d -c $$< -o $(1)/$$*.tmp.o
+	$$(strip $$(CCACHE) $$(CXX) $$(COMMON) $$(FLAGS_$(2)) $$(EXACT) $$(CPPFLAGS) $$(CXXFLAGS)) -MMD -MP -MT $$@ -MF $(1)/$$*.d -c $$< -o $(1)/$$*.tmp.o
 	@mv -f $(1)/$$*.tmp.o $$@
 
 $(1)/$(LIBRARY): $$(OBJECTS_$(2)) $(1)/config

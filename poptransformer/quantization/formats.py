@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -20,15 +21,23 @@ class Format:
         name: as graphs and configurations call it.
         bits: of one code.
         zero: the code of the value zero, where there is no offset.
-        largest: the largest value before scaling; integers reach one further below zero.
+        least: the smallest value before scaling that the encoder uses.
+        largest: the largest.
         dtype: numpy's type of the codes' values, for fp8.
+        mantissa: bits of fp8's mantissa.
+        min_exponent: of fp8's smallest normal number.
+        overflow: the largest number that rounds to `largest`; what is beyond is counted as saturated.
     """
 
     name: str
     bits: int
     zero: int
+    least: float
     largest: float
     dtype: np.dtype | None = None
+    mantissa: int = -1
+    min_exponent: int = 0
+    overflow: float = 0.0
 
     @property
     def is_float8(self) -> bool:
@@ -43,14 +52,21 @@ class Format:
 
 def _float8(name: str) -> Format:
     dtype = np.dtype(getattr(ml_dtypes, f"float8_{name}"))
-    return Format(name, 8, 0, float(ml_dtypes.finfo(dtype).max), dtype)
+    info = ml_dtypes.finfo(dtype)
+    largest = float(info.max)
+    exponent = math.floor(math.log2(largest))
+    midpoint = largest + math.ldexp(1.0, exponent - info.nmant - 1)
+    # A tie goes to the even mantissa: to `largest` only where its own is even.
+    is_even = math.ldexp(largest, info.nmant - exponent) % 2 == 0
+    overflow = midpoint if is_even else float(np.nextafter(np.float32(midpoint), np.float32(0)))
+    return Format(name, 8, 0, -largest, largest, dtype, info.nmant, info.minexp, overflow)
 
 
 FORMATS = {
     format.name: format
     for format in (
-        Format("int4", 4, 8, 7.0),
-        Format("int8", 8, 128, 127.0),
+        Format("int4", 4, 8, -8.0, 7.0),
+        Format("int8", 8, 128, -127.0, 127.0),
         *map(_float8, ("e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz")),
     )
 }
