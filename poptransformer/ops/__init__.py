@@ -2,7 +2,7 @@
 """Operators as functions: `ops.matmul(graph, x, y)` adds a node and returns its output value."""
 
 from poptransformer.ops.customized import cached_attention, linear
-from poptransformer.ops.sampling import sample
+from poptransformer.ops.sampling import sample, sample_token
 from poptransformer.ops.standard import (
     add,
     cast,
@@ -74,6 +74,7 @@ __all__ = [
     "rms_norm",
     "rotary_embedding",
     "sample",
+    "sample_token",
     "shape",
     "sigmoid",
     "sin",
