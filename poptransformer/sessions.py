@@ -142,9 +142,7 @@ class Session:
         return self._model
 
     def run(self, input_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Generates the answers of all rows, each batch in one onnxruntime call.
-
-        Beam search and stop strings, which choose between whole texts, run step by step instead.
+        """Generates the answers of all rows, batch by batch.
 
         Args:
             input_dict: `input_ids` int64 `[B, L]` and `lengths` int64 `[B]`, from `model.build_input_dict`.
@@ -154,7 +152,7 @@ class Session:
         """
         rows = self._rows(input_dict)
         with progress("starting onnxruntime"):
-            self.engine.runtime.make_ready(one_call=not self._needs_steps())
+            self.engine.runtime.make_ready(beams=self.model.sampling["num_beams"] > 1)
         with self._measured(rows) as answers:
             for batch in self._batches(rows):
                 answers += self._generate(batch)
@@ -171,7 +169,7 @@ class Session:
             return
         rows = self._rows(input_dict)
         with progress("starting onnxruntime"):
-            self.engine.runtime.make_ready(one_call=False)
+            self.engine.runtime.make_ready(beams=False)
         with self._measured(rows) as answers:
             for batch in self._batches(rows):
                 before = len(answers)
@@ -210,10 +208,6 @@ class Session:
         for start in range(0, len(rows), size):
             yield rows[start : start + size]
 
-    def _needs_steps(self) -> bool:
-        """Whether answers are chosen between whole texts, which one onnxruntime call cannot do."""
-        return self.model.sampling["num_beams"] > 1 or bool(self.model.sampling["stop"])
-
     def _params(self, rows: list[list[int]]) -> list[generation.SamplingParams]:
         model = self.model
         return self.engine.params(
@@ -222,11 +216,9 @@ class Session:
 
     def _generate(self, rows: list[list[int]]) -> list[list[int]]:
         params, engine = self._params(rows), self.engine
-        if params[0].num_beams > 1:
-            return generation.generate_ids(engine.runtime, rows, params, engine.stop_token_ids)
-        if params[0].stop:
+        if params[0].stop and params[0].num_beams == 1:
             return self._until_stop_strings(rows)
-        return engine.runtime.generate(rows, params, engine.stop_token_ids)
+        return generation.generate_ids(engine.runtime, rows, params, engine.stop_token_ids)
 
     def _until_stop_strings(self, rows: list[list[int]]) -> list[list[int]]:
         answers: list[list[int]] = [[] for _ in rows]

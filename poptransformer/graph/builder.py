@@ -71,6 +71,22 @@ class Graph:
         self._used_names: dict[str, int] = {}
         self.annotations: dict[str, str] = {}
 
+    @classmethod
+    def over(cls, ir_graph: ir.Graph) -> Graph:
+        """Continues a finished graph, in place.
+
+        Its constants move below `step/`: the builder names those to come after their values, as it did with these.
+        """
+        graph = cls()
+        graph.ir_graph = ir_graph
+        graph.builder = _ScopedBuilder(ir_graph, graph)
+        for name, value in list(ir_graph.initializers.items()):
+            if name.startswith("const_"):
+                del ir_graph.initializers[name]
+                value.name = f"step/{name}"
+                ir_graph.register_initializer(value)
+        return graph
+
     # -- names and placement ------------------------------------------------------------------------------------
 
     def unique_name(self, name: str) -> str:

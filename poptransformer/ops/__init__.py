@@ -4,7 +4,7 @@
 from poptransformer.ops.customized import cached_attention, linear
 from poptransformer.ops.quantized import quantized_embedding, quantized_linear, round_to_float8
 from poptransformer.ops.recurrent import wkv
-from poptransformer.ops.sampling import sample
+from poptransformer.ops.sampling import sample, sample_token
 from poptransformer.ops.standard import (
     add,
     cast,
@@ -79,6 +79,7 @@ __all__ = [
     "rotary_embedding",
     "round_to_float8",
     "sample",
+    "sample_token",
     "shape",
     "sigmoid",
     "sin",
