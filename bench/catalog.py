@@ -33,13 +33,13 @@ class Engine:
     Attributes:
         name: its package on PyPI, and the name of its virtual environment.
         module: its adapter, a module of `bench.engines`.
-        package: what it is imported as.
+        packages: what has to be importable where it runs.
         variants: what is measured.
     """
 
     name: str
     module: str
-    package: str
+    packages: tuple[str, ...]
     variants: tuple[Variant, ...]
 
 
@@ -52,7 +52,7 @@ ENGINES: Mapping[str, Engine] = {
         Engine(
             OURS,
             "ours",
-            "poptransformer",
+            ("poptransformer",),
             (
                 Variant("int4", 4),
                 Variant("int8", 8),
@@ -64,7 +64,7 @@ ENGINES: Mapping[str, Engine] = {
         Engine(
             "llama-cpp-python",
             "llama",
-            "llama_cpp",
+            ("llama_cpp",),
             (
                 Variant("q4_0-pure", 4),  # q4_0 keeps the head in more bits
                 Variant("q4_0", 4),
@@ -77,25 +77,25 @@ ENGINES: Mapping[str, Engine] = {
         Engine(
             "onnxruntime-genai",  # its builder refuses GPT-2
             "genai",
-            "onnxruntime_genai",
+            ("onnxruntime_genai",),
             (Variant("int4", 4, LLAMAS), Variant("int8", 8, LLAMAS), Variant("fp32", 32, (SMOLLM2,))),
         ),
         Engine(
             "openvino-genai",
             "openvino",
-            "openvino_genai",
+            ("openvino_genai",),
             (Variant("int4", 4), Variant("int8", 8, SMALL), Variant("fp16", 16, SMALL), Variant("fp32", 32, SMALL)),
         ),
         Engine(
             "ctranslate2",
             "ct2",
-            "ctranslate2",
+            ("ctranslate2",),
             (Variant("int8", 8), Variant("fp32", 32, SMALL)),
         ),
         Engine(
             "transformers",
             "hf",
-            "transformers",
+            ("transformers", "torch"),
             # PyTorch has no quick bf16 product for GPT-2's transposed weights where AVX-512 is missing.
             (Variant("bf16", 16, LLAMAS), Variant("fp32", 32, SMALL)),
         ),

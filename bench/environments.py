@@ -25,7 +25,8 @@ def python_of(engine: str) -> Path | None:
     own = environment_folder(engine) / "bin" / "python"
     if engine != OURS and own.exists():
         return own
-    return Path(sys.executable) if importlib.util.find_spec(ENGINES[engine].package) else None
+    here = all(importlib.util.find_spec(package) for package in ENGINES[engine].packages)
+    return Path(sys.executable) if here else None
 
 
 def llama_cpp_source() -> Path | None:

@@ -35,6 +35,7 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
         layout="constrained",
     )
     for row, model in zip(axes, models, strict=True):
+        row[0].set_ylabel(model)
         for panel, metric in zip(row, metrics, strict=True):
             _panel(panel, found, model, metric)
     figure.suptitle(f"{results['machine']['cpu']}, {results['threads']} threads")
@@ -56,7 +57,5 @@ def _panel(panel: Axes, found: Figures, model: str, metric: str) -> None:
         color=[COLOURS[key.engine == OURS] for key, _ in rows],
         error_kw={"linewidth": 0.8},
     )
-    panel.set_title(
-        f"{model}: {METRICS[metric]}" + (" (less is better)" if metric in LOWER_IS_BETTER else ""), fontsize=9
-    )
+    panel.set_title(METRICS[metric] + (" (less is better)" if metric in LOWER_IS_BETTER else ""), fontsize=9)
     panel.tick_params(labelsize=8)

@@ -33,13 +33,8 @@ def markdown(results: Mapping[str, Any]) -> str:
     runs = results["runs"]
     found = figures(runs)
     limits = summarize(results["limits"], results["threads"])
-    rounds = len({run["round"] for run in runs})
-    parts = [
-        "# Comparison",
-        f"{describe(results['machine'])}. {results['threads']} threads, {rounds} round{'s' * (rounds != 1)}; medians over "
-        f"all repetitions. Measured threads waited for a core {100 * wait_share(runs):.0f}% of the time.",
-        limits_table(limits) if limits else "The limits of the machine were not measured (`make limits`).",
-    ]
+    parts = ["# Comparison", conditions(results)]
+    parts.append(limits_table(limits) if limits else "The limits of the machine were not measured (`make limits`).")
     for model in (name for name in MODELS if any(key.model == name for key in found)):
         parts += [f"## {model}", model_table(runs, found, limits, model)]
         ratios = ratio_table(found, model)
@@ -48,6 +43,18 @@ def markdown(results: Mapping[str, Any]) -> str:
     parts += ["## Bars", bars] if bars else []
     parts.append("Versions: " + "; ".join(versions(runs)) + ".")
     return "\n\n".join(parts) + "\n"
+
+
+def conditions(results: Mapping[str, Any]) -> str:
+    """On what machine, how often, and how well that went."""
+    runs = results["runs"]
+    rounds = len({run["round"] for run in runs})
+    cached = max((run.get("still_cached", 0.0) for run in runs), default=0.0)
+    return (
+        f"{describe(results['machine'])}. {results['threads']} threads, {rounds} round{'s' * (rounds != 1)}, medians "
+        f"over all repetitions. Measured threads waited for a core {100 * wait_share(runs):.0f}% of the time; cold "
+        f"starts found at most {100 * cached:.0f}% of the model's files in memory."
+    )
 
 
 def versions(runs: Sequence[Mapping[str, Any]]) -> list[str]:

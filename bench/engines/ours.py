@@ -34,8 +34,10 @@ class Engine:
 
     def version(self) -> str:
         import poptransformer
+        from poptransformer import native
 
-        return f"{poptransformer.__version__}, onnxruntime {version('onnxruntime')}"
+        kernels = "" if native.available() else " WITHOUT KERNELS (make)"
+        return f"{poptransformer.__version__}{kernels}, onnxruntime {version('onnxruntime')}"
 
 
 def load(job: Job) -> Engine:
