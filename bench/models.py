@@ -70,8 +70,8 @@ def prompts(model: str, rows: int, length: int) -> Prompts:
     """The prompts of a batch, the same for every engine and every run: English for SmolLM2, else pseudo-random ids."""
     path = MODELS_DIR / model / f"prompts-{rows}x{length}.json"
     if not path.exists():
-        folder = model_folder(model)
-        found = _english_rows(folder, rows, length) if model == SMOLLM2 else _random_rows(rows, length)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found = _english_rows(model_folder(model), rows, length) if model == SMOLLM2 else _random_rows(rows, length)
         path.write_text(json.dumps(dataclasses.asdict(found)), encoding="utf-8")
     return Prompts(**json.loads(path.read_text(encoding="utf-8")))
 

@@ -55,7 +55,6 @@ def test_a_fake_tokenizer_is_one(tmp_path: Path) -> None:
 
 def test_prompts_of_a_random_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.models.MODELS_DIR", tmp_path)
-    (tmp_path / "llama-1.1b").mkdir()
     first = prompts("llama-1.1b", 3, 40)
     assert [len(row) for row in first.ids] == [40] * 3
     assert first.texts is None
