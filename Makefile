@@ -35,14 +35,15 @@ FLAGS_sanitize-thread := -O1 -g -fno-omit-frame-pointer -fsanitize=thread
 # Runs a command in the ready environment: $(call python,LEVEL) ARGUMENTS
 python = py="$$(bash scripts/env.sh $(1))" && "$$py"
 
-.PHONY: help all headers sanitize sanitize-thread env demo test test-all lint format type bench clean distclean FORCE
+.PHONY: help all headers limits sanitize sanitize-thread env demo test test-all lint format type bench bench-peers bench-quality \
+  bench-memory clean distclean FORCE
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 	@printf '%s\n' '' 'Variables, on the command line or in the environment:' \
 	  '  PYTHON          an interpreter whose environment is used in place of .venv' \
 	  '  ORT_INCLUDE_DIR the folder of onnxruntime_c_api.h; DEBIAN_MIRROR: where to download it from' \
-	  '  ARGS            for demo, test and bench: make demo ARGS="model.topk=5", make test ARGS="-k llama"' \
+	  '  ARGS            for demo, test and bench*: make demo ARGS="model.topk=5", make test ARGS="-k llama"' \
 	  '  CXX CXXFLAGS LDFLAGS CCACHE, and WERROR= to let warnings pass'
 
 # ---- custom ops ----------------------------------------------------------------------------------------------------------
@@ -87,6 +88,15 @@ headers:
 all: $(BUILD)/$(LIBRARY) ## compile the custom ops (the default)
 	@echo 'custom ops: $<'
 
+# What the benchmark measures this machine's limits with.
+$(BUILD)/limits: bench/limits.cpp custom_ops/common/simd.h custom_ops/common/error.h
+	@mkdir -p $(@D)
+	$(CXX) -std=c++17 -O3 -pthread -Wall -Wextra $(WERROR) -Icustom_ops $(CPPFLAGS) $(CXXFLAGS) $< $(LDFLAGS) -o $@.tmp
+	@mv -f $@.tmp $@
+
+limits: $(BUILD)/limits ## compile the program that measures what this machine can do
+	@echo 'limits: $<'
+
 sanitize: $(BUILD)/sanitize/$(LIBRARY) ## compile them with the address and undefined-behaviour sanitizers
 	@echo 'custom ops: $<'
 	@echo "load it with LD_PRELOAD='$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)'" \
@@ -123,7 +133,16 @@ format: ## apply ruff's fixes and formatting
 type: ## check types (mypy)
 	@$(call python,test) -m mypy
 
-bench: all ## run the benchmarks
+bench: all limits ## compare this engine with the peers that are installed: make bench ARGS="--models smollm2-135m"
+	@$(call python,bench) -m bench.compare $(ARGS)
+
+bench-peers: ## install the peers, each in an environment of its own (6 GB)
+	@$(call python,test) -m bench.setup_peers $(ARGS)
+
+bench-quality: all ## perplexity of each precision against transformers
+	@$(call python,test) -m bench.quality $(ARGS)
+
+bench-memory: all ## memory of building, saving and running a large model
 	@$(call python,test) -m bench.build_memory $(ARGS)
 
 clean: ## remove what was built (.venv stays)

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Makes the Python environment ready and prints its interpreter, the only thing on standard output.
-# Usage: env.sh run|demo|test    (run: requirements.txt; demo: and the demo's weights; test: and torch, pytest, ruff, mypy)
+# Usage: env.sh run|demo|test|bench    (run: requirements.txt; demo: and the demo's weights; test: and torch, pytest, ruff,
+#                                       mypy; bench: and matplotlib)
 # Environment: PYTHON, an interpreter whose environment is used in place of .venv.
 #
 # A stamp in the environment holds a digest of the requirement files. pip is called only where the digest differs or packages
@@ -115,12 +116,18 @@ install_test() {
     pip_install --no-deps -r requirements-demo.txt
 }
 
+install_bench() {
+    install_test
+    pip_install "$(grep '^matplotlib' bench/requirements.txt)"
+}
+
 # Each level includes the ones before it.
 case $level in
 run) levels=(run) ;;
 demo) levels=(run demo) ;;
 test) levels=(run demo test) ;;
-*) fail "unknown level '$level', options: run, demo, test" ;;
+bench) levels=(run demo test bench) ;;
+*) fail "unknown level '$level', options: run, demo, test, bench" ;;
 esac
 
 files_of() { # level
@@ -128,6 +135,7 @@ files_of() { # level
     run) echo requirements.txt ;;
     demo) echo requirements.txt requirements-demo.txt ;;
     test) echo requirements.txt requirements-demo.txt requirements-test.txt ;;
+    bench) echo requirements.txt requirements-demo.txt requirements-test.txt bench/requirements.txt ;;
     esac
 }
 
