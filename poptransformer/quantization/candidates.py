@@ -57,5 +57,5 @@ def candidates(spec: WeightSpec) -> Candidates:
 
 def _pairs(deepest: float | None) -> np.ndarray:
     """Pairs (a, b): a grid of how much to cut off at either end, as shares of the width."""
-    grid = [] if deepest is None else np.linspace(-0.02, deepest, 5)
+    grid = [] if deepest is None else np.linspace(-0.02, deepest, 5).tolist()
     return np.array([(0, 1 / 15), *((low, (1 - low - high) / 15) for low in grid for high in grid)], np.float32)

@@ -77,9 +77,11 @@ def encode(
         output = job.run(dataclasses.replace(tried, values=np.ones(1, np.float32)), base)
     else:
         output = job.run(tried, None)
+    rows, depth = weight.shape
     return PackedWeight(
         spec.format,
-        *weight.shape,
+        rows,
+        depth,
         max(spec.block, 0),
         output.codes,
         output.scales,
@@ -114,14 +116,15 @@ class _Job:
     def best_base(self, tried: Candidates) -> float:
         """Returns the one scale of the whole weight."""
         amax = max((float(np.abs(values).max()) for _, values in self._chunks() if values.size), default=0.0)
-        start = np.float32(amax) / np.float32(tried.end_divisor)
+        start = np.array([amax], np.float32) / np.float32(tried.end_divisor)
         if self.spec.power_of_two:
-            start = search.power_of_two(start)[()]
-        if len(tried.values) == 1:
-            return float(start)
+            start = search.power_of_two(start)
+        bases = start * tried.values
+        if len(bases) == 1:
+            return float(bases[0])
         one = dataclasses.replace(tried, values=np.ones(1, np.float32))
-        costs = [self.run(one, float(start * factor)).row_costs.sum() for factor in tried.values]
-        return float(start * tried.values[int(np.argmin(costs))])
+        costs = [self.run(one, float(base)).row_costs.sum() for base in bases]
+        return float(bases[int(np.argmin(costs))])
 
     def _chunks(self) -> Iterator[tuple[slice, np.ndarray]]:
         """Yields ranges of rows and their values, fp32 in C order."""
@@ -141,8 +144,8 @@ class _Job:
             return
         row, column = np.argwhere(~np.isfinite(values))[0]
         raise ConfigError(
-            f"{self.name} holds {values[row, column]} in row {first_row + row}, column {column}; such a weight cannot be "
-            "quantized. Repair the checkpoint, or keep this weight in fp32."
+            f"{self.name} holds {values[row, column]} in row {first_row + row}, column {column}, which no quantized "
+            "format can store. Repair the checkpoint, or keep this weight in fp32."
         )
 
 

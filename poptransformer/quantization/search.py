@@ -39,9 +39,9 @@ class Blocks:
     offsets: bool
     power_of_two: bool
 
-    def quotients(self, scale: np.ndarray, offset: np.ndarray | None) -> np.ndarray:
+    def quotients(self, scale: np.ndarray, offset: np.ndarray) -> np.ndarray:
         """The values in steps of the scale."""
-        return (self.x if offset is None else self.x - offset) * _inverse(scale)
+        return (self.x - offset if self.offsets else self.x) * _inverse(scale)
 
     def rounded(self, quotients: np.ndarray) -> np.ndarray:
         """The nearest values of the format."""
@@ -55,9 +55,9 @@ class Blocks:
             return np.clip(scale, _LEAST_POWER, _LARGEST_POWER)
         return scale if self.format.is_float8 else _round_half(scale)
 
-    def errors(self, q: np.ndarray, scale: np.ndarray, offset: np.ndarray | None) -> np.ndarray:
+    def errors(self, q: np.ndarray, scale: np.ndarray, offset: np.ndarray) -> np.ndarray:
         """What is missing from the rounded values."""
-        return self.x - (q * scale if offset is None else q * scale + offset)
+        return self.x - (q * scale + offset if self.offsets else q * scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +105,7 @@ def encode_blocks(blocks: Blocks, candidates: Candidates, base: float | None = N
         return Encoded(
             np.where(blocks.real != 0, codes, np.uint8(kind.zero)),
             best.scale,
-            best.offset,
+            best.offset if blocks.offsets else None,
             _by_row(_sum(blocks.real * e * e)),
             _by_row(_sum(blocks.weights * e * e)),
             beyond.sum(axis=(0, 2)),
@@ -115,31 +115,27 @@ def encode_blocks(blocks: Blocks, candidates: Candidates, base: float | None = N
 @dataclass(eq=False)
 class _Choice:
     scale: np.ndarray
-    offset: np.ndarray | None
+    offset: np.ndarray  # zero where blocks have none
     cost: np.ndarray
 
-    def keep_better(self, scale: np.ndarray, offset: np.ndarray | None, cost: np.ndarray) -> None:
+    def keep_better(self, scale: np.ndarray, offset: np.ndarray, cost: np.ndarray) -> None:
         better = cost < self.cost
         self.scale = np.where(better, scale, self.scale)
-        if offset is not None:
-            self.offset = np.where(better, offset, self.offset)
+        self.offset = np.where(better, offset, self.offset)
         self.cost = np.where(better, cost, self.cost)
 
 
 def _search_scale(blocks: Blocks, candidates: Candidates, base: float | None) -> _Choice:
     start = _base_scale(blocks, candidates) if base is None else np.full(blocks.x.shape[1:], base, np.float32)
-    choice = None
-    for factor in candidates.values:
-        scale = blocks.stored(start * factor)
-        cost, _ = _cost(blocks, scale, None)
-        if choice is None:
-            choice = _Choice(scale, None, cost)
-        choice.keep_better(scale, None, cost)
-    assert choice is not None
+    first, *others = (blocks.stored(start * factor) for factor in candidates.values)
+    none = np.zeros_like(first)
+    choice = _Choice(first, none, _cost(blocks, first, none)[0])
+    for scale in others:
+        choice.keep_better(scale, none, _cost(blocks, scale, none)[0])
     for _ in range(candidates.refits):
-        _, sums = _cost(blocks, choice.scale, None, statistics=True)
+        _, sums = _cost(blocks, choice.scale, none, statistics=True)
         scale = blocks.stored(choice.scale + _ratio(sums.qe, sums.qq))
-        choice.keep_better(scale, None, _cost(blocks, scale, None)[0])
+        choice.keep_better(scale, none, _cost(blocks, scale, none)[0])
     return choice
 
 
@@ -147,19 +143,19 @@ def _search_both(blocks: Blocks, candidates: Candidates) -> _Choice:
     inside = np.where(blocks.real != 0, blocks.x, blocks.x[:1])  # A block's first column is never padding.
     low, high = inside.min(axis=0), inside.max(axis=0)
     width = high - low
-    choice = None
-    for shift, factor in candidates.values:
+    choice = _Choice(low, low, np.full_like(low, np.nan))
+    for index, (shift, factor) in enumerate(candidates.values):
         offset, scale = _round_half(low + width * shift), _round_half(width * factor)
         cost, sums = _cost(blocks, scale, offset, statistics=True)
-        if choice is None:
+        if index == 0:
             choice = _Choice(scale, offset, cost)
         choice.keep_better(scale, offset, cost)
         if candidates.refits:
             _refit_both(blocks, scale, offset, sums, choice)
-    assert choice is not None and choice.offset is not None
     for _ in range(candidates.refits):
-        _, sums = _cost(blocks, choice.scale, choice.offset, statistics=True)
-        _refit_both(blocks, choice.scale, choice.offset, sums, choice)
+        scale, offset = choice.scale, choice.offset
+        _, sums = _cost(blocks, scale, offset, statistics=True)
+        _refit_both(blocks, scale, offset, sums, choice)
     return choice
 
 
@@ -178,9 +174,7 @@ _NOTHING = np.zeros((), np.float32)
 _NO_SUMS = _Sums(*[_NOTHING] * 5)
 
 
-def _cost(
-    blocks: Blocks, scale: np.ndarray, offset: np.ndarray | None, statistics: bool = False
-) -> tuple[np.ndarray, _Sums]:
+def _cost(blocks: Blocks, scale: np.ndarray, offset: np.ndarray, statistics: bool = False) -> tuple[np.ndarray, _Sums]:
     """The weighted squared error of a choice of scales, and what a least-squares fit needs."""
     q = blocks.rounded(blocks.quotients(scale, offset))
     e = blocks.errors(q, scale, offset)
