@@ -2,13 +2,16 @@
 // FusedLinear: one to three products of the same rows, with what comes before and after them, in one call.
 //
 //   x [..., K] fp32, norm_weight [K] fp32, norm_bias [K] fp32, residual [..., N] fp32,
-//   and for each projection i: weight (a float matrix as for Linear, or the codes of a packed one), scales, offsets
-//   (both as for QuantizedLinear), bias [N] fp32; all but x and the first weight optional
+//   and for each weight: weight (a float matrix as for Linear, or the codes of a packed one), scales, offsets (both as
+//   for QuantizedLinear), bias [N] fp32; all but x and the first weight optional
 //   -> y0 [..., N] fp32, y1, y2
 //
-//   y_i = norm(x) @ weight_i.T + bias_i; then, where attributes say so, y0 = activation(y0), y0 *= y1 (gated: the only
-//   output), and y0 += residual.
+//   y = norm(x) @ weight.T + bias for each weight, cut into the outputs as `splits` and `columns` say; then, where
+//   attributes say so, y0 = activation(y0), or with two of them one output: y0 = activation(y0) * y1 (gated = 1), or
+//   y0 = y0 * activation(y1) (gated = 2); and y0 += residual.
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "common/ort_op.h"
 #include "fused/activation.h"
@@ -42,13 +45,14 @@ class FusedLinear {
   }
 
   explicit FusedLinear(const Attributes& attributes)
-      : layout_(attributes), gated_(attributes.get_int("gated") != 0) {
+      : layout_(attributes), gated_(attributes.get_int("gated")) {
     const std::string name = attributes.get_string("activation");
     if (!find_activation(name, &activation_)) attributes.reject("activation", kActivationNames, name);
-    const size_t count = layout_.formats.size();
-    if (gated_ && (count != 2 || layout_.columns[0] != layout_.columns[1])) {
-      attributes.reject("gated", "0 unless there are two projections of equal columns", "1");
+    const size_t count = layout_.columns.size();
+    if (gated_ != 0 && (count != 2 || layout_.columns[0] != layout_.columns[1])) {
+      attributes.reject("gated", "0 unless there are two projections of equal columns", gated_);
     }
+    if (gated_ < 0 || gated_ > 2) attributes.reject("gated", "0, 1 or 2", gated_);
     has_residual_ = attributes.has_input(kResidual);
     if ((activation_ || has_residual_) && !gated_ && count != 1) {
       attributes.reject("activation", "none without a residual where there are several outputs", name);
@@ -76,7 +80,8 @@ class FusedLinear {
     FusedProduct product;
     product.operands = &operands;
     product.activation = activation_;
-    product.gated = gated_;
+    product.gated = gated_ != 0;
+    if (gated_ == 2) std::swap(operands.projections[0], operands.projections[1]);
     product.x = x.as<float>();
     Shape shape = x.shape;
     shape[shape.rank - 1] = 1;
@@ -88,16 +93,16 @@ class FusedLinear {
       if (!(residual.shape == shape)) residual.reject(shape.text(), residual.shape.text());
       product.residual = residual.as<float>();
     }
-    for (size_t i = 0; i < static_cast<size_t>(product.outputs_count()); ++i) {
+    for (size_t i = 0; i < product.outputs_count(); ++i) {
       shape[shape.rank - 1] = layout_.columns[i];
       product.outputs[i] = call.output<float>(i, shape);
-      if (product.outputs[i] == nullptr) call.fail("output 'y", i, "' must be taken, as formats names its weight");
+      if (product.outputs[i] == nullptr && shape.size() > 0) call.fail("output 'y", i, "' must be taken, as columns counts it");
     }
     product.run();
   }
 
   const FusedLayout layout_;
-  const bool gated_;
+  const int64_t gated_;
   RowFunction activation_ = nullptr;
   bool has_residual_ = false;
   FusedTensors constants_;

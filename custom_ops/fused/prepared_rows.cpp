@@ -14,7 +14,7 @@ size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 PreparedRows::PreparedRows(const FusedOperands& operands, const float* x, int64_t rows, int64_t depth)
     : norm_(&operands.norm), x_(x), rows_(rows), depth_(depth) {
-  for (size_t i = 0; i < static_cast<size_t>(operands.count); ++i) {
+  for (size_t i = 0; i < operands.count; ++i) {
     const Matrix& matrix = operands.projections[i].matrix;
     if (!takes_quantized_rows(matrix.format)) {
       rounding_of_[i] = kUnrounded;

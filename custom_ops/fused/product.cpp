@@ -38,13 +38,13 @@ class Part {
   /// All columns of all outputs lie side by side, each output rounded up to whole tiles, and are shared out at once.
   static int64_t total_columns(const FusedProduct& p) {
     int64_t tiles = 0;
-    for (int i = 0; i < p.outputs_count(); ++i) tiles += p.operands->projections[static_cast<size_t>(i)].matrix.tiles();
+    for (size_t i = 0; i < p.outputs_count(); ++i) tiles += p.operands->projections[i].matrix.tiles();
     return tiles * kTile;
   }
 
   void run(const Block& share) const {
     int64_t first = 0;
-    for (size_t i = 0; i < static_cast<size_t>(p_.outputs_count()); ++i) {
+    for (size_t i = 0; i < p_.outputs_count(); ++i) {
       const Matrix& matrix = p_.operands->projections[i].matrix;
       const Range columns{std::max<int64_t>(share.columns.begin - first, 0),
                           std::min(share.columns.end - first, matrix.columns)};

@@ -20,7 +20,7 @@ struct FusedProduct {
   const float* residual = nullptr;   ///< Added to the first output, of its shape; may be null.
   std::array<float*, kMaxProjections> outputs{};  ///< [rows, columns] each.
 
-  int outputs_count() const { return gated ? 1 : operands->count; }
+  size_t outputs_count() const { return gated ? 1 : operands->count; }
   void run() const;
 };
 

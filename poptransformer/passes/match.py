@@ -21,19 +21,19 @@ def placement(node: ir.Node) -> tuple[str | None, ...]:
     return tuple(node.metadata_props.get(key) for key in PLACEMENT)
 
 
-def only_user(value: ir.Value) -> ir.Node | None:
+def only_user(value: ir.Value | None) -> ir.Node | None:
     """Returns the node that reads `value`, where nothing else sees it: no second use, and it is no graph output.
 
     The node must lie in the value's own graph and run in the place where the value is made.
     """
-    uses, producer = list(value.uses()), value.producer()
-    if len(uses) != 1 or value.is_graph_output() or producer is None:
+    producer = None if value is None else value.producer()
+    if value is None or producer is None or len(value.uses()) != 1 or value.is_graph_output():
         return None
-    user = uses[0].node
+    user = next(iter(value.uses())).node
     return user if user.graph is producer.graph and placement(user) == placement(producer) else None
 
 
-def other_input(node: ir.Node, value: ir.Value) -> ir.Value | None:
+def other_input(node: ir.Node, value: ir.Value | None) -> ir.Value | None:
     """Returns the input of a node of two that is not `value`; None where both are."""
     others = [v for v in node.inputs if v is not value]
     return others[0] if len(node.inputs) == 2 and len(others) == 1 else None

@@ -11,21 +11,25 @@ import onnx_ir as ir
 from poptransformer.graph import DOMAIN
 from poptransformer.passes.match import attributes_are, is_op, is_vector, is_weight, only_user, other_input, same_shape
 
+FLOAT_FORMAT = "float"  # of a weight whose element type says it all
+MAX_PIECES = 3
+TILE = 16  # rows of a packed weight
+
 
 @dataclasses.dataclass
 class Product:
-    """A product with a weight, and the bias that is added to it.
+    """A product with a weight, the bias that is added to it, and the pieces that its columns are cut into.
 
     Attributes:
         weight: weight, scales, offsets and bias as `FusedLinear` takes them; None for what there is not.
         format: `float`, or the format of a packed weight.
-        columns: N.
-        nodes: the product, and the sum with the bias where that is a node of its own.
+        columns: of each piece.
+        nodes: the product; the sum with the bias where that is a node of its own; the Split where there is one.
     """
 
     weight: list[ir.Value | None]
     format: str
-    columns: int
+    columns: list[int]
     nodes: list[ir.Node]
 
     @property
@@ -34,22 +38,47 @@ class Product:
         return self.nodes[0].inputs[0]  # type: ignore[return-value]
 
     @property
-    def value(self) -> ir.Value:
-        """What comes out."""
-        return self.nodes[-1].outputs[0]
+    def values(self) -> Sequence[ir.Value]:
+        """What comes out: the pieces in order, one where nothing is cut."""
+        return self.nodes[-1].outputs
 
 
 def find_product(node: ir.Node) -> Product | None:
-    """Returns the product that begins at `node`, with its bias."""
+    """Returns the product that begins at `node`, with its bias and its pieces."""
     product = _linear(node) or _quantized_linear(node)
-    if product is None or product.weight[3] is not None:
-        return product
-    user = only_user(product.value)
-    bias = other_input(user, product.value) if user is not None and is_op(user, "Add") else None
-    if is_vector(bias, product.columns):
-        product.weight[3] = bias
-        product.nodes.append(user)  # type: ignore[arg-type]
+    if product is not None:
+        if product.weight[3] is None:
+            _take_bias(product)
+        _take_split(product)
     return product
+
+
+def _take_bias(product: Product) -> None:
+    (value,) = product.values
+    user = only_user(value)
+    bias = other_input(user, value) if user is not None and is_op(user, "Add") else None
+    if user is not None and is_vector(bias, product.columns[0]):
+        product.weight[3] = bias
+        product.nodes.append(user)
+
+
+def _take_split(product: Product) -> None:
+    """A packed weight can be cut between tiles of 16 columns only."""
+    (value,) = product.values
+    node = only_user(value)
+    if node is None or not is_op(node, "Split") or len(node.outputs) > MAX_PIECES or value.shape is None:
+        return
+    axis = node.attributes.get("axis")
+    if axis is None or axis.as_int() not in (-1, len(value.shape) - 1):
+        return
+    sizes = [piece.shape[-1] if piece.shape is not None else None for piece in node.outputs]
+    columns = [size for size in sizes if isinstance(size, int)]
+    given = node.inputs[1] if len(node.inputs) > 1 else None
+    known = given is None or (is_weight(given) and given.const_value is not None)
+    aligned = product.format == FLOAT_FORMAT or not any(size % TILE for size in columns[:-1])
+    if len(columns) == len(sizes) and sum(columns) == product.columns[0] and known and aligned:
+        product.columns = columns
+        product.nodes.append(node)
 
 
 def _linear(node: ir.Node) -> Product | None:
@@ -59,7 +88,7 @@ def _linear(node: ir.Node) -> Product | None:
     if x is None or weight is None or not is_weight(weight) or weight.shape is None or len(node.inputs) > 2:
         return None
     columns = weight.shape[0]
-    return Product([weight, None, None, None], "float", columns, [node]) if isinstance(columns, int) else None
+    return Product([weight, None, None, None], FLOAT_FORMAT, [columns], [node]) if isinstance(columns, int) else None
 
 
 def _quantized_linear(node: ir.Node) -> Product | None:
@@ -70,7 +99,7 @@ def _quantized_linear(node: ir.Node) -> Product | None:
     if x is None or not all(value is None or is_weight(value) for value in weights):
         return None
     format, columns = node.attributes["format"].as_string(), node.attributes["columns"].as_int()
-    return Product(weights, format, columns, [node])
+    return Product(weights, format, [columns], [node])
 
 
 def activation_of(node: ir.Node | None) -> str | None:
@@ -108,47 +137,3 @@ def residual_sum(value: ir.Value) -> ir.Node | None:
     if residual is None or not same_shape(value, residual) or not same_shape(value, user.outputs[0]):
         return None
     return user
-
-
-@dataclasses.dataclass
-class Group:
-    """Nodes that one `FusedLinear` replaces.
-
-    Attributes:
-        products: one to three of them, of the same x.
-        tail: the nodes after the products: activation, product with the gate, sum with the residual.
-        activation: applied to the first product.
-        gated: the first product times the second is the only output.
-        has_residual: whether the last node of the tail is a sum with a residual.
-        norm: the node whose only readers are the products.
-    """
-
-    products: list[Product]
-    tail: list[ir.Node] = dataclasses.field(default_factory=list)
-    activation: str = "none"
-    gated: bool = False
-    has_residual: bool = False
-    norm: ir.Node | None = None
-
-    @property
-    def nodes(self) -> list[ir.Node]:
-        """All of them; the norm first, the last of a tail at the end."""
-        head = [] if self.norm is None else [self.norm]
-        return [*head, *(node for product in self.products for node in product.nodes), *self.tail]
-
-    @property
-    def outputs(self) -> Sequence[ir.Value]:
-        """The values that are read elsewhere."""
-        return [self.tail[-1].outputs[0]] if self.tail else [product.value for product in self.products]
-
-    @property
-    def residual(self) -> ir.Value | None:
-        """What is added to the only output."""
-        if not self.has_residual:
-            return None
-        before = self.tail[-2].outputs[0] if len(self.tail) > 1 else self.products[0].value
-        return other_input(self.tail[-1], before)
-
-    def is_more_than_a_product(self) -> bool:
-        """Whether there is anything to fuse."""
-        return len(self.nodes) > 1
