@@ -17,8 +17,10 @@ from poptransformer.checkpoint.errors import (
     UnsupportedCheckpointError,
 )
 from poptransformer.checkpoint.hf_config import HFConfig
+from poptransformer.checkpoint.lazy_array import LazyArray
 from poptransformer.checkpoint.mapped_file import release
 from poptransformer.checkpoint.open import open_checkpoint, open_checkpoint_files, random_checkpoint
+from poptransformer.checkpoint.packed_rows import packed_rows
 from poptransformer.checkpoint.state_dict import LazyTensor, StateDict
 from poptransformer.checkpoint.tokenizer import Tokenizer
 
@@ -28,6 +30,7 @@ __all__ = [
     "CheckpointNotFoundError",
     "CorruptCheckpointError",
     "HFConfig",
+    "LazyArray",
     "LazyTensor",
     "MissingConfigKeyError",
     "MissingWeightError",
@@ -38,6 +41,7 @@ __all__ = [
     "UnsupportedCheckpointError",
     "open_checkpoint",
     "open_checkpoint_files",
+    "packed_rows",
     "random_checkpoint",
     "release",
     "save_checkpoint_files",

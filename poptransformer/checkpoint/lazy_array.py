@@ -16,8 +16,8 @@ class PackedBlocks:
     """A quantized matrix `[rows, depth]` as a checkpoint stores it.
 
     Attributes:
-        layout: how the parts are to be read: a ggml type such as `Q4_1`, or one of
-            `poptransformer.quantization.checkpoints`.
+        layout: how the parts are to be read, a name that `poptransformer.quantization.checkpoints` knows: a ggml type
+            such as `Q4_1`, or one of `packed_rows`.
         rows: rows of the matrix; scales and blocks never span rows.
         depth: columns of the matrix.
         parts: by name, functions that return the stored arrays, views of the mapped file where possible.

@@ -11,6 +11,7 @@ import numpy as np
 from poptransformer.quantization import layout
 from poptransformer.quantization.formats import format_of
 from poptransformer.quantization.packed import PackedWeight
+from poptransformer.quantization.spec import PER_CHANNEL
 
 GGML_BLOCK = 32
 
@@ -85,9 +86,23 @@ def _from_q8_0(rows: int, depth: int, blocks: np.ndarray) -> PackedWeight:
     return _from_ggml("int8", 1, blocks, rows, depth)
 
 
+def _from_int4_rows(rows: int, depth: int, codes: np.ndarray, scales: np.ndarray) -> PackedWeight:
+    # Of a byte, the high half is the even column: signed numbers become codes by adding 8, which flips the sign bit.
+    nibbles = codes.view(np.uint8) ^ np.uint8(0x88)
+    by_row = np.stack((nibbles >> 4, nibbles & 15), axis=2).reshape(rows, depth)
+    return PackedWeight.from_rows("int4", by_row, scales[:, None], block=PER_CHANNEL)
+
+
+def _from_int8_rows(rows: int, depth: int, codes: np.ndarray, scales: np.ndarray) -> PackedWeight:
+    by_row = codes.view(np.uint8).reshape(rows, depth) ^ np.uint8(128)
+    return PackedWeight.from_rows("int8", by_row, scales[:, None], block=PER_CHANNEL)
+
+
 # Layout: format, block, symmetric, reader.
 _LAYOUTS: dict[str, tuple[str, int, bool, Callable[..., PackedWeight]]] = {
     "Q4_0": ("int4", GGML_BLOCK, True, _from_q4_0),
     "Q4_1": ("int4", GGML_BLOCK, False, _from_q4_1),
     "Q8_0": ("int8", GGML_BLOCK, True, _from_q8_0),
+    "int4-rows": ("int4", PER_CHANNEL, True, _from_int4_rows),
+    "int8-rows": ("int8", PER_CHANNEL, True, _from_int8_rows),
 }
