@@ -29,7 +29,7 @@ POPTRANSFORMER_AVX512 inline __m512i four_codes(const int8_t* codes) {
   return all;
 }
 
-POPTRANSFORMER_AVX512 inline __m512 load16(const Float16* values) {
+POPTRANSFORMER_AVX512 inline __m512 load_scales(const Float16* values) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(values)));
 }
 
@@ -92,10 +92,10 @@ POPTRANSFORMER_AVX512 void tile_avx512(const IntegerTile& tile) {
     __m512 scales[kTiles], offsets[kTiles];
     POPTRANSFORMER_UNROLL
     for (int t = 0; t < kTiles; ++t) {
-      scales[t] = load16(tile.scales[t] + block * kTile);
+      scales[t] = load_scales(tile.scales[t] + block * kTile);
       prefetch(tile.scales[t] + block * kTile + kAhead / 16);
       if (!kOffsets) continue;
-      offsets[t] = load16(tile.offsets[t] + block * kTile);
+      offsets[t] = load_scales(tile.offsets[t] + block * kTile);
       prefetch(tile.offsets[t] + block * kTile + kAhead / 16);
     }
     for (int64_t end = chunk + tile.chunks_per_block; chunk < end; ++chunk) {

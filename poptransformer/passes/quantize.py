@@ -35,7 +35,7 @@ def calibrated_inputs(model: ir.Model, recipe: Recipe) -> list[str]:
     """Returns the names of the values whose statistics `quantize` will ask for, in the order of the weights."""
     names: dict[str, None] = {}
     for matrix in matrices(model.graph):
-        _, choice = recipe.match(matrix.names) or ("", Choice("fp32"))
+        _, choice = _rule(recipe, matrix)
         if matrix.products and (choice.rounds_by_outputs or choice.has_static_scales):
             names[_input_name(matrix)] = None
     return list(names)
@@ -62,7 +62,7 @@ def quantize(
     """
     graph = model.graph
     found = list(matrices(graph))
-    rules = [recipe.match(matrix.names) or ("", Choice("fp32")) for matrix in found]
+    rules = [_rule(recipe, matrix) for matrix in found]
     _check_patterns(recipe, found, {pattern for pattern, _ in rules})
     for precision in dict.fromkeys(choice.precision for _, choice in rules):
         if precision != "fp32":
@@ -83,6 +83,25 @@ def quantize(
         done(matrix.tensor.array)
     round_activations(graph, rounded)
     return QuantizationReport(tuple(reports))
+
+
+def _rule(recipe: Recipe, matrix: Matrix) -> tuple[str, Choice]:
+    """The pattern that a matrix falls under, and what it gets."""
+    pattern, choice = recipe.match(matrix.names) or ("", Choice("fp32"))
+    if recipe.head is not None and any(_gives_output(node.outputs[0]) for node in matrix.products):
+        return pattern, recipe.head
+    return pattern, choice
+
+
+def _gives_output(value: ir.Value) -> bool:
+    """Whether a product is an output of the graph, but for a bias or a factor: the model's head."""
+    if value.is_graph_output():
+        return True
+    return any(
+        use.node.op_type in ("Add", "Mul", "Div", "Identity") and _gives_output(use.node.outputs[0])
+        for use in value.uses()
+        if len(value.uses()) == 1
+    )
 
 
 def _is_packed(matrix: Matrix, pattern: str, choice: Choice) -> bool:

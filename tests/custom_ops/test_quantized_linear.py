@@ -56,8 +56,10 @@ def assert_emulated(y: np.ndarray, x: np.ndarray, weight: PackedWeight, bias: np
     values, near = weight.values(), rounded(x)
     expected = near @ values.T + bias
     # With offsets two products are added, of codes and of offsets, which may be larger than their sum.
-    magnitudes = np.abs(values) if weight.offsets is None else (
-        weight.codes * weight.spread(weight.scales) + np.abs(weight.spread(weight.offsets))
+    magnitudes = (
+        np.abs(values)
+        if weight.offsets is None
+        else (weight.codes * weight.spread(weight.scales) + np.abs(weight.spread(weight.offsets)))
     )
     fp32 = TOLERANCE * (np.abs(near) @ magnitudes.T + np.abs(bias)) + 1e-30
     assert y.dtype == np.float32 and y.shape == expected.shape
