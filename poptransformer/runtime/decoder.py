@@ -45,7 +45,7 @@ def build_decoder(compiled: CompiledModel) -> ir.Model:
         producer_name=source.producer_name,
         producer_version=source.producer_version,
         metadata_props=dict(source.metadata_props),
-        functions=source.functions.values(),
+        functions=list(source.functions.values()),
     )
     attach_functions(model)
     return model
