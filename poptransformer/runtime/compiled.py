@@ -123,6 +123,7 @@ def compile_model(
     if fuse:
         passes.fuse(compiled)
     passes.attach_functions(compiled)
+    passes.name_nested_functions(compiled)
     return CompiledModel(compiled, info)
 
 
