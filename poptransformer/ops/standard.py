@@ -135,7 +135,9 @@ def reduce_max(graph: Graph, x: Value, axes: Sequence[int], keepdims: bool = Tru
 
 def layer_norm(graph: Graph, x: Value, weight: Value, bias: Value | None, epsilon: float) -> Value:
     """Layer normalisation over the last axis."""
-    return graph.op("LayerNormalization", x, weight, bias, axis=-1, epsilon=epsilon)
+    # Left out, not None: onnxruntime 1.32 crashes on a node whose last input is there, but empty.
+    weights = (weight,) if bias is None else (weight, bias)
+    return graph.op("LayerNormalization", x, *weights, axis=-1, epsilon=epsilon)
 
 
 def rms_norm(graph: Graph, x: Value, weight: Value, epsilon: float) -> Value:

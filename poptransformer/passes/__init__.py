@@ -3,9 +3,9 @@
 
 from poptransformer.passes.functions import attach_functions
 from poptransformer.passes.fuse import fuse
-from poptransformer.passes.fuse_linear import SCOPES
 from poptransformer.passes.linear import matmul_to_linear
+from poptransformer.passes.nested import name_nested_functions
 from poptransformer.passes.precision import store_weights
 from poptransformer.passes.quantize import quantize
 
-__all__ = ["SCOPES", "attach_functions", "fuse", "matmul_to_linear", "quantize", "store_weights"]
+__all__ = ["attach_functions", "fuse", "matmul_to_linear", "name_nested_functions", "quantize", "store_weights"]

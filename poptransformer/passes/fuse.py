@@ -6,14 +6,17 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from poptransformer.passes.fuse_linear import fuse_linear
+from poptransformer.passes.fuse_rotary import fuse_rotary
 
 
 def fuse(model: ir.Model) -> None:
     """Fuses what the native library has one kernel for.
 
-    Each fused op's function body consists of the nodes that it replaces, so the model still runs without the library.
+    The function body of a `FusedLinear` consists of the nodes that it replaces, so the model still runs without the
+    library.
 
     Args:
         model: the model to change, after all passes over weights and before `attach_functions`.
     """
     fuse_linear(model)
+    fuse_rotary(model)

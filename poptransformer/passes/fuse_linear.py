@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from poptransformer.graph import DOMAIN
 from poptransformer.passes.groups import Group, find_groups
-from poptransformer.passes.match import common_metadata, common_scope
+from poptransformer.passes.match import common_metadata, common_scope, unique_name
 from poptransformer.passes.outline import Outliner
 from poptransformer.passes.products import MAX_PIECES, norm_of
 
@@ -57,7 +57,7 @@ def _replace(graph: ir.Graph, group: Group, order: dict[ir.Node, int], outliner:
         overload=outliner.overload(_describe(group), nodes, inputs, outputs),
         num_outputs=len(outputs),
         version=1,
-        name=_unique(common_scope(str(p.nodes[0].name) for p in group.products) + FUSED_LINEAR, names),
+        name=unique_name([product.nodes[0] for product in group.products], FUSED_LINEAR, names),
         metadata_props=common_metadata(nodes) | {SCOPES: json.dumps(_scopes(group))},
     )
     # Several outputs hang on x and weights alone; a single one may wait for the residual.
@@ -114,12 +114,3 @@ def _scopes(group: Group) -> dict[str, list[int]]:
 
 def _scope(node: ir.Node) -> str:
     return common_scope([str(node.name)]).removesuffix("/")
-
-
-def _unique(name: str, names: set[str]) -> str:
-    candidate, number = name, 0
-    while candidate in names:
-        number += 1
-        candidate = f"{name}_{number}"
-    names.add(candidate)
-    return candidate

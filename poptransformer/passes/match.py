@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 
 import onnx_ir as ir
@@ -80,3 +81,12 @@ def common_scope(names: Iterable[str]) -> str:
             break
         shared.append(parts[0])
     return "".join(f"{part}/" for part in shared)
+
+
+def unique_name(nodes: Iterable[ir.Node], op_type: str, taken: set[str]) -> str:
+    """Returns a name for a node in place of `nodes`, in the scope that they have in common; adds it to `taken`."""
+    name = common_scope(str(node.name) for node in nodes) + op_type
+    candidates = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(1)))
+    free = next(candidate for candidate in candidates if candidate not in taken)
+    taken.add(free)
+    return free

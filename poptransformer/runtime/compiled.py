@@ -121,6 +121,7 @@ def compile_model(
     if fuse:
         passes.fuse(compiled)
     passes.attach_functions(compiled)
+    passes.name_nested_functions(compiled)
     info = ModelInfo(
         model_class=type(model).__name__,
         source=model.checkpoint.source,

@@ -79,7 +79,7 @@ def layer_of(node_name: str) -> str:
 
 def weight_bytes(node: ir.Node) -> dict[str, int]:
     """Returns the layers that a node belongs to, several if it is fused, and the bytes of the weights they read."""
-    from poptransformer.passes import SCOPES
+    from poptransformer.passes.fuse_linear import SCOPES
 
     def size(value: ir.Value | None) -> int:
         return value.const_value.nbytes if value is not None and value.const_value is not None else 0

@@ -33,6 +33,15 @@ def test_settings_reach_the_model() -> None:
     assert len(engine.generate([1] * 15, ignore_eos=True)) == 5
 
 
+def test_the_graph_is_fused_unless_it_should_not_be() -> None:
+    for fuse, expected in ((True, 4 * 2 + 1), (False, 0)):
+        engine = poptransformer.load(tiny.folder(), fuse=fuse)
+        for opened in (engine, poptransformer.load(engine.save(tiny.new_folder("fused") / "model"))):
+            op_types = [node.op_type for node in opened.runtime.compiled.model.graph]
+            assert op_types.count("FusedLinear") == expected
+            assert opened.generate(PROMPT, max_new_tokens=12) == tiny.reference_ids(PROMPT)
+
+
 def test_max_length_is_what_the_model_was_trained_for() -> None:
     assert tiny.engine().runtime.max_length == 64
     assert tiny.engine("gpt2").runtime.max_length == 64

@@ -11,7 +11,7 @@ import pytest
 
 from poptransformer import native
 from poptransformer.errors import PopTransformerError
-from poptransformer.runtime.profile import LayerCost, format_table, layer_of, write_profile
+from poptransformer.runtime.profile import LayerCost, format_table, layer_of, weight_bytes, write_profile
 from poptransformer.sessions import Session
 from tests.unit.runtime import tiny
 
@@ -44,6 +44,32 @@ def test_the_table_has_time_and_bytes_of_each_layer() -> None:
         assert "model/layers.1/mlp/down_proj" in rows
     (file,) = folder.glob("onnxruntime_*.json")
     assert any(event.get("cat") == "Node" for event in json.loads(file.read_text()))
+
+
+def test_a_fused_node_counts_for_each_of_its_layers() -> None:
+    """Its time is divided among them by the weights they read."""
+    folder = tiny.new_folder()
+    profiled(folder).run(tiny.inputs(tiny.PROMPTS[0]))
+    rows = table(folder)
+    block = "model/layers.0"
+    names = [f"{block}/self_attn/{name}_proj" for name in "qkvo"] + [f"{block}/mlp/{n}_proj" for n in ("gate", "up")]
+    assert {*names, f"{block}/input_layernorm", f"{block}/post_attention_layernorm", block} <= set(rows)
+    if native.available():
+        q, k = (float(rows[f"{block}/self_attn/{name}_proj"][3]) for name in "qk")
+        assert (q, k) == (pytest.approx(4 * 32 * 32 / 1e6, abs=0.005), pytest.approx(4 * 32 * 16 / 1e6, abs=0.005))
+
+
+def test_weights_of_a_fused_node() -> None:
+    nodes = {str(node.name): weight_bytes(node) for node in tiny.engine().runtime.compiled.model.graph}
+    block = "model/layers.1"
+    assert nodes[f"{block}/mlp/FusedLinear"] == {
+        f"{block}/post_attention_layernorm": 4 * 32,
+        f"{block}/mlp/gate_proj": 4 * 32 * 48,
+        f"{block}/mlp/up_proj": 4 * 32 * 48,
+        f"{block}/mlp": 0,
+    }
+    assert nodes[f"{block}/mlp/down_proj/FusedLinear"] == {f"{block}/mlp/down_proj": 4 * 32 * 48, block: 0}
+    assert nodes["model/embed_tokens/Gather"] == {"model/embed_tokens": 4 * 32 * tiny.VOCABULARY}
 
 
 def test_later_runs_keep_the_profile_of_the_first() -> None:

@@ -127,6 +127,14 @@ def test_a_session_saves_the_portable_model() -> None:
     assert engine.generate(ROWS[0], max_new_tokens=LOOP) == tiny.reference_ids(ROWS[0], LOOP)
 
 
+def test_a_session_fuses_unless_it_should_not() -> None:
+    for fuse in (True, False):
+        session = tiny.compiled_session(tiny.model(), fuse=fuse)
+        fused = [node.op_type for node in session.engine.runtime.compiled.model.graph].count("FusedLinear")
+        assert fused == (9 if fuse else 0)
+        assert ids(session.run(tiny.inputs(tiny.PROMPTS[0]))) == [tiny.reference_ids(tiny.PROMPTS[0], 6)]
+
+
 def test_a_session_compiles_models_in_turn() -> None:
     running = session()
     running.compile(tiny.model(precision="fp16"))
