@@ -69,7 +69,7 @@ ENGINES: Mapping[str, Engine] = {
                 Variant("q4_0-pure", 4),  # q4_0 keeps the head in more bits
                 Variant("q4_0", 4),
                 Variant("q8_0", 8),
-                Variant("f16", 16, SMALL),
+                Variant("f16", 16),
                 Variant("bf16", 16, SMALL),
                 Variant("f32", 32, SMALL),
             ),
