@@ -21,7 +21,12 @@
 #if defined(__x86_64__)
 #define POPTRANSFORMER_X86 1
 #include <cpuid.h>
+#pragma GCC diagnostic push
+// GCC 12 takes the undefined operands inside its own AVX-512 intrinsics for mistakes of ours.
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 /// Compiles one function for AVX2, FMA and F16C, whatever the rest of the file is compiled for.
 #define POPTRANSFORMER_AVX2 __attribute__((target("avx2,fma,f16c")))
 /// The same for AVX-512 with VNNI: Ice Lake, Zen 4 and later.
