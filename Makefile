@@ -13,7 +13,7 @@ export PYTHON ORT_INCLUDE_DIR DEBIAN_MIRROR ORT_OFFLINE
 
 BUILD := custom_ops/build
 LIBRARY := libpoptransformer_ops.so
-SOURCES := $(sort $(wildcard custom_ops/*.cpp))
+SOURCES := $(sort $(wildcard custom_ops/*.cpp custom_ops/*/*.cpp))
 
 ifeq ($(origin CXX),default)
 CXX := g++
@@ -58,8 +58,11 @@ $(1)/config: FORCE headers
 	   echo '$$(COMMON) $$(FLAGS_$(2)) $$(CPPFLAGS) $$(CXXFLAGS) $$(LINK) $$(LDFLAGS) $$(SOURCES)'; } >$$@.tmp
 	@cmp -s $$@.tmp $$@ && rm -f $$@.tmp || mv -f $$@.tmp $$@
 
+# The encoder must choose the same codes on every machine: no product may be fused with a sum.
+$(1)/encode/%.o: EXACT := -ffp-contract=off
 $(1)/%.o: custom_ops/%.cpp $(1)/config
-	$$(strip $$(CCACHE) $$(CXX) $$(COMMON) $$(FLAGS_$(2)) $$(CPPFLAGS) $$(CXXFLAGS)) -MMD -MP -MT $$@ -MF $(1)/$$*.d -c $$< -o $(1)/$$*.tmp.o
+	@mkdir -p $$(@D)
+	$$(strip $$(CCACHE) $$(CXX) $$(COMMON) $$(FLAGS_$(2)) $$(EXACT) $$(CPPFLAGS) $$(CXXFLAGS)) -MMD -MP -MT $$@ -MF $(1)/$$*.d -c $$< -o $(1)/$$*.tmp.o
 	@mv -f $(1)/$$*.tmp.o $$@
 
 $(1)/$(LIBRARY): $$(OBJECTS_$(2)) $(1)/config
@@ -86,11 +89,12 @@ all: $(BUILD)/$(LIBRARY) ## compile the custom ops (the default)
 
 sanitize: $(BUILD)/sanitize/$(LIBRARY) ## compile them with the address and undefined-behaviour sanitizers
 	@echo 'custom ops: $<'
-	@echo "load it with LD_PRELOAD=$$($(CXX) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0"
+	@echo "load it with LD_PRELOAD='$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)'" \
+	  'ASAN_OPTIONS=detect_leaks=0 POPTRANSFORMER_OPS_LIBRARY=$(abspath $<)'
 
 sanitize-thread: $(BUILD)/sanitize-thread/$(LIBRARY) ## compile them with the thread sanitizer
 	@echo 'custom ops: $<'
-	@echo "load it with LD_PRELOAD=$$($(CXX) -print-file-name=libtsan.so)"
+	@echo "load it with LD_PRELOAD='$$($(CXX) -print-file-name=libtsan.so)' POPTRANSFORMER_OPS_LIBRARY=$(abspath $<)"
 
 # ---- Python --------------------------------------------------------------------------------------------------------------
 

@@ -141,8 +141,22 @@ class Sample {
   };
 };
 
+/// Sample without its second output.
+class SampleToken : public Sample {
+ public:
+  static OpSpec spec() {
+    OpSpec spec = Sample::spec();
+    spec.name = "SampleToken";
+    spec.outputs.pop_back();
+    return spec;
+  }
+
+  using Sample::Sample;
+};
+
 }  // namespace
 
 POPTRANSFORMER_REGISTER_OP(Sample)
+POPTRANSFORMER_REGISTER_OP(SampleToken)
 
 }  // namespace poptransformer

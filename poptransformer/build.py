@@ -10,18 +10,18 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from poptransformer.errors import ConfigError, PopTransformerError, did_you_mean
+from poptransformer.recipe import QuantizationConfig, Recipe
 
 if TYPE_CHECKING:
     from poptransformer.checkpoint import StateDict
     from poptransformer.graph import Graph
 
 MODEL_TYPES = ("shard", "tp")
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4", "fp8", "fp8_weight")
-SUPPORTED_PRECISIONS = ("fp32", "fp16", "bf16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,9 @@ class Build:
         state_dict: the checkpoint's tensors, read lazily.
         model_type: `shard` (one replica) or `tp` (tensor parallel).
         num_replicas: tensor-parallel replicas.
-        precision: how the weights of matrix products are stored; layers always emit fp32 arithmetic.
+        precision: how the weights of matrix products are stored, a name or a recipe {name pattern: precision};
+            layers always emit fp32 arithmetic.
+        quantization: keys of `QuantizationConfig`, the details of it.
         batch_size: rows of one batch.
         batch_per_step: batches that one `session.run` takes.
         enable_pipeline: overlap the stages of `layer_per_ipu`.
@@ -45,7 +47,8 @@ class Build:
     state_dict: StateDict | None = None
     model_type: str = "shard"
     num_replicas: int = 1
-    precision: str = "fp32"
+    precision: str | Mapping[str, Any] = "fp32"
+    quantization: QuantizationConfig | Mapping[str, Any] = dataclasses.field(default_factory=QuantizationConfig)
     batch_size: int = 1
     batch_per_step: int = 1
     enable_pipeline: bool = False
@@ -54,10 +57,15 @@ class Build:
 
     def __post_init__(self) -> None:
         check_choice("model_type", self.model_type, MODEL_TYPES)
-        check_choice("precision", self.precision, PRECISIONS)
+        self.recipe.check_calibration()
         for name in ("num_replicas", "batch_size", "batch_per_step"):
             check_positive(name, getattr(self, name))
         self._check_not_yet()
+
+    @functools.cached_property
+    def recipe(self) -> Recipe:
+        """What each weight is stored as."""
+        return Recipe.of(self.precision, self.quantization)
 
     def ipu_of_layer(self, index: int) -> int:
         """Returns the IPU that holds decoder block `index`."""
@@ -78,11 +86,6 @@ class Build:
             raise ConfigError(
                 "enable_pipeline is true, but pipelined execution arrives with a later release. "
                 "Set global_args.enable_pipeline=false; the placement of layer_per_ipu is kept in the graph."
-            )
-        if self.precision not in SUPPORTED_PRECISIONS:
-            raise ConfigError(
-                f"precision {self.precision} arrives with a later release. "
-                f"This release runs: {', '.join(SUPPORTED_PRECISIONS)}."
             )
 
 

@@ -8,10 +8,10 @@ defaults, and composed configurations are checked against them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
-from poptransformer.errors import ConfigError, did_you_mean
+from poptransformer.recipe import PRECISION_RULE, QuantizationConfig
 from poptransformer.rules import (
     COUNTS,
     FLAG,
@@ -22,79 +22,30 @@ from poptransformer.rules import (
     TEXT,
     TEXT_LIST,
     TEXTS,
-    Rule,
     choice,
     integer,
     or_null,
 )
+from poptransformer.section import Section, check_keys, full_key, group, is_private, setting
+
+__all__ = [
+    "GlobalArgs",
+    "InputsConfig",
+    "ModelConfig",
+    "QuantizationConfig",
+    "Section",
+    "SessionConfig",
+    "TopLevel",
+    "base_config",
+    "check_keys",
+    "full_key",
+    "is_private",
+]
 
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical", "off")
 POPART_LOG_LEVELS = ("trace", "debug", "info", "warn", "err", "critical", "off")
 OUTLINE_BLOCKS = ("single_block", "multi_block")
 HF_MODEL_CLASSES = ("auto_model", "auto_model_for_causallm")
-
-
-def _setting(default: Any, rule: Rule) -> Any:
-    return dataclasses.field(default=default, metadata={"rule": rule})
-
-
-@dataclasses.dataclass(frozen=True)
-class Section:
-    """One group of keys. A subclass's fields are the keys, each with its default and its rule."""
-
-    NAME: ClassVar[str] = ""
-
-    def __post_init__(self) -> None:
-        self.check(vars(self))
-
-    @classmethod
-    def names(cls) -> list[str]:
-        """Returns the names of the section's keys."""
-        return [field.name for field in dataclasses.fields(cls)]
-
-    @classmethod
-    def defaults(cls) -> dict[str, Any]:
-        """Returns the keys with their defaults, as a dictionary of its own."""
-        values = {field.name: field.default for field in dataclasses.fields(cls)}
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-
-    @classmethod
-    def check(cls, values: Mapping[str, Any]) -> None:
-        """Checks the values of the section's keys; keys that are not the section's are passed over.
-
-        Raises:
-            ConfigError: for the first value that its key does not accept.
-        """
-        for field in dataclasses.fields(cls):
-            if field.name in values:
-                field.metadata["rule"].check(full_key(cls.NAME, field.name), values[field.name])
-
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
-        """Makes the section from its part of a configuration.
-
-        Raises:
-            ConfigError: a key is unknown, or a value is not accepted.
-        """
-        check_keys(cls.NAME, values, cls.names())
-        return cls(**{key: values[key] for key in values if not is_private(key)})
-
-
-def full_key(section: str, key: str) -> str:
-    """Returns a key's name as it is written on a command line, such as `model.topk`."""
-    return f"{section}.{key}" if section else key
-
-
-def is_private(key: object) -> bool:
-    """Whether a key is Hydra's (`_target_`) or the user's own (`_width`, for interpolations)."""
-    return str(key).startswith("_")
-
-
-def check_keys(section: str, keys: Iterable[str], known: Sequence[str]) -> None:
-    """Raises `Unknown key <section>.<key>. Nearest: ...` for a key that is not among `known`."""
-    for key in keys:
-        if key not in known and not is_private(key):
-            raise ConfigError(f"Unknown key {full_key(section, key)}. {did_you_mean(str(key), known)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,9 +58,9 @@ class TopLevel(Section):
         stream: print the text as it is generated; false generates it in one call, then prints it.
     """
 
-    log_level: str = _setting("warning", choice(*LOG_LEVELS))
-    popart_log_level: str = _setting("err", choice(*POPART_LOG_LEVELS))
-    stream: bool = _setting(True, FLAG)
+    log_level: str = setting("warning", choice(*LOG_LEVELS))
+    popart_log_level: str = setting("err", choice(*POPART_LOG_LEVELS))
+    stream: bool = setting(True, FLAG)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,17 +73,20 @@ class GlobalArgs(Section):
         batch_per_step: batches that one call of `session.run` takes.
         model_type: `shard` (each layer on one IPU) or `tp` (tensor parallel).
         enable_pipeline: let the stages of `layer_per_ipu` work on several batches at a time.
-        precision: how the weights of matrix products are stored, such as `fp16`; the arithmetic is fp32.
+        precision: how the weights of matrix products are stored, such as `int4`; or a recipe, from patterns of
+            names to precisions, of which the first that matches counts.
+        quantization: the details of `int8`, `int4`, `fp8` and `fp8_weight`.
     """
 
     NAME: ClassVar[str] = "global_args"
 
-    num_replicas: int = _setting(1, integer(1))
-    batch_size: int = _setting(1, integer(1))
-    batch_per_step: int = _setting(1, integer(1))
-    model_type: str = _setting("shard", TEXT)
-    enable_pipeline: bool = _setting(False, FLAG)
-    precision: str = _setting("fp16", TEXT)
+    num_replicas: int = setting(1, integer(1))
+    batch_size: int = setting(1, integer(1))
+    batch_per_step: int = setting(1, integer(1))
+    model_type: str = setting("shard", TEXT)
+    enable_pipeline: bool = setting(False, FLAG)
+    precision: str | Mapping[str, Any] = setting("fp16", PRECISION_RULE)
+    quantization: QuantizationConfig = group(QuantizationConfig)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,18 +104,20 @@ class SessionConfig(Section):
         execution_cache_name: folder of compiled models that later runs use again; null compiles every time.
         profile_name: folder that a profile of the run is written to; null writes none.
         threads: CPU threads; null is one for each core that this process may use.
+        fuse: compute several nodes of the graph by one kernel; false runs the graph as the layers wrote it.
     """
 
     NAME: ClassVar[str] = "session"
 
-    disable_outlining: bool = _setting(False, FLAG)
-    unstable_softmax: bool = _setting(False, FLAG)
-    disable_matmul_multi_stage_reduce: bool = _setting(False, FLAG)
-    constant_folding_of_multiple_consumers: bool = _setting(True, FLAG)
-    use_loop_candidate_creator: bool = _setting(False, FLAG)
-    execution_cache_name: str | None = _setting(None, or_null(TEXT))
-    profile_name: str | None = _setting(None, or_null(TEXT))
-    threads: int | None = _setting(None, or_null(integer(1)))
+    disable_outlining: bool = setting(False, FLAG)
+    unstable_softmax: bool = setting(False, FLAG)
+    disable_matmul_multi_stage_reduce: bool = setting(False, FLAG)
+    constant_folding_of_multiple_consumers: bool = setting(True, FLAG)
+    use_loop_candidate_creator: bool = setting(False, FLAG)
+    execution_cache_name: str | None = setting(None, or_null(TEXT))
+    profile_name: str | None = setting(None, or_null(TEXT))
+    threads: int | None = setting(None, or_null(integer(1)))
+    fuse: bool = setting(True, FLAG)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,26 +151,26 @@ class ModelConfig(Section):
 
     NAME: ClassVar[str] = "model"
 
-    hf_model_name: str | None = _setting(None, or_null(TEXT))
-    hf_cache_dir: str | None = _setting(None, or_null(TEXT))
-    hf_model_class_name: str = _setting("auto_model_for_causallm", choice(*HF_MODEL_CLASSES))
-    override_hfconfig_from_json: str | None = _setting(None, or_null(TEXT))
-    max_length: int | None = _setting(None, or_null(integer(1)))
-    layer_per_ipu: Sequence[int] | None = _setting(None, or_null(COUNTS))
-    max_loop: int | None = _setting(None, or_null(integer(1)))
-    topk: int | None = _setting(None, or_null(integer(0)))
-    temperature: float = _setting(1.0, NOT_NEGATIVE)
-    top_p: float = _setting(1.0, POSITIVE_FRACTION)
-    min_p: float = _setting(0.0, FRACTION)
-    repetition_penalty: float = _setting(1.0, POSITIVE)
-    seed: int | None = _setting(None, or_null(integer(0, 2**63 - 1)))
-    num_beams: int = _setting(1, integer(1))
-    stop: Sequence[str] | str = _setting((), TEXTS)
-    early_stop: bool = _setting(False, FLAG)
-    outline_blocks: str | None = _setting(None, or_null(choice(*OUTLINE_BLOCKS)))
-    num_embedding_partitions: int = _setting(1, integer(1))
-    fp8_cache: bool = _setting(False, FLAG)
-    anchor_return_type: str = _setting("ALL", TEXT)
+    hf_model_name: str | None = setting(None, or_null(TEXT))
+    hf_cache_dir: str | None = setting(None, or_null(TEXT))
+    hf_model_class_name: str = setting("auto_model_for_causallm", choice(*HF_MODEL_CLASSES))
+    override_hfconfig_from_json: str | None = setting(None, or_null(TEXT))
+    max_length: int | None = setting(None, or_null(integer(1)))
+    layer_per_ipu: Sequence[int] | None = setting(None, or_null(COUNTS))
+    max_loop: int | None = setting(None, or_null(integer(1)))
+    topk: int | None = setting(None, or_null(integer(0)))
+    temperature: float = setting(1.0, NOT_NEGATIVE)
+    top_p: float = setting(1.0, POSITIVE_FRACTION)
+    min_p: float = setting(0.0, FRACTION)
+    repetition_penalty: float = setting(1.0, POSITIVE)
+    seed: int | None = setting(None, or_null(integer(0, 2**63 - 1)))
+    num_beams: int = setting(1, integer(1))
+    stop: Sequence[str] | str = setting((), TEXTS)
+    early_stop: bool = setting(False, FLAG)
+    outline_blocks: str | None = setting(None, or_null(choice(*OUTLINE_BLOCKS)))
+    num_embedding_partitions: int = setting(1, integer(1))
+    fp8_cache: bool = setting(False, FLAG)
+    anchor_return_type: str = setting("ALL", TEXT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,10 +186,10 @@ class InputsConfig(Section):
 
     NAME: ClassVar[str] = "inputs"
 
-    input_string_list: Sequence[str] = _setting((), TEXT_LIST)
-    chat: bool = _setting(False, FLAG)
-    input_string: str | None = _setting(None, or_null(TEXT))
-    use_history: bool = _setting(False, FLAG)
+    input_string_list: Sequence[str] = setting((), TEXT_LIST)
+    chat: bool = setting(False, FLAG)
+    input_string: str | None = setting(None, or_null(TEXT))
+    use_history: bool = setting(False, FLAG)
 
 
 def base_config() -> dict[str, Any]:

@@ -15,6 +15,8 @@ from poptransformer import generation
 from poptransformer.build import Build, use_build
 from poptransformer.checkpoint import Checkpoint, Tokenizer, open_checkpoint, open_checkpoint_files
 from poptransformer.errors import ConfigError
+from poptransformer.quantization_report import QuantizationReport
+from poptransformer.recipe import QuantizationConfig
 from poptransformer.runtime.artefact import is_artefact, load_artefact, save_artefact
 from poptransformer.runtime.compiled import CompiledModel, compile_model
 from poptransformer.runtime.ort_session import SessionSettings
@@ -42,14 +44,19 @@ class Engine:
         self.runtime = Runtime(compiled, settings)
 
     @classmethod
-    def from_model(cls, model: HFModel, settings: SessionSettings | None = None) -> Engine:
+    def from_model(cls, model: HFModel, settings: SessionSettings | None = None, fuse: bool = True) -> Engine:
         """Compiles a model whose `build_graph` has been called."""
-        return cls(compile_model(model), model.checkpoint, settings)
+        return cls(compile_model(model, fuse=fuse), model.checkpoint, settings)
 
     @property
     def tokenizer(self) -> Tokenizer:
         """The checkpoint's tokenizer."""
         return self.checkpoint.tokenizer
+
+    @property
+    def quantization_report(self) -> QuantizationReport:
+        """How each weight matrix is stored, and what quantization changed; printing it shows a table."""
+        return self.runtime.compiled.info.report
 
     @property
     def stop_token_ids(self) -> frozenset[int]:
@@ -189,50 +196,60 @@ def _integers(name: str, values: Any) -> np.ndarray:
 
 def load(
     name_or_path: str | Path,
-    precision: str | None = None,
+    precision: str | Mapping[str, Any] | None = None,
     model_type: str = "shard",
     num_replicas: int = 1,
     max_length: int | None = None,
     batch_size: int = 1,
     threads: int | None = None,
     cache_dir: str | Path | None = None,
+    quantization: Mapping[str, Any] | None = None,
+    fuse: bool = True,
 ) -> Engine:
     """Loads a checkpoint, or a folder that `Engine.save` wrote, and makes it ready to run.
 
     Args:
         name_or_path: hub name, folder, `.gguf` file, `package://<package>/<file>`, or a saved model.
-        precision: storage of the weights: fp32 (the default), fp16 or bf16. A saved model has its own.
+        precision: storage of the weights: fp32 (the default), fp16, bf16, int8, int4, fp8 or fp8_weight; or a recipe,
+            from patterns of weight names to these. A saved model has its own.
         model_type: `shard` or `tp`.
         num_replicas: tensor-parallel replicas.
         max_length: tokens of prompt and answer together; by default what the model was trained for.
         batch_size: rows that the model is planned for; calls may use any number.
         threads: CPU threads; None uses every core this process may use.
         cache_dir: where hub downloads go.
+        quantization: details of it, keys of `poptransformer.recipe.QuantizationConfig`.
+        fuse: compute several nodes of the graph by one kernel; False runs the graph as the layers wrote it. A saved
+            model is what it was when it was saved.
     """
     settings = SessionSettings(threads=threads)
     build = Build(
-        model_type=model_type, num_replicas=num_replicas, precision=precision or "fp32", batch_size=batch_size
+        model_type=model_type,
+        num_replicas=num_replicas,
+        precision="fp32" if precision is None else precision,
+        quantization=QuantizationConfig.from_mapping(quantization or {}),
+        batch_size=batch_size,
     )
     if is_artefact(name_or_path):
-        return _load_saved(Path(name_or_path).expanduser().resolve(), precision, max_length, settings)
+        asked = {"precision": None if precision is None else build.recipe.text, "max_length": max_length}
+        return _load_saved(Path(name_or_path).expanduser().resolve(), {**asked, **(quantization or {})}, settings)
     from poptransformer.models import model_class_for
 
     checkpoint = open_checkpoint(name_or_path, cache_dir=cache_dir)
     with use_build(build):
         model = model_class_for(checkpoint.config).from_checkpoint(checkpoint, max_length=max_length)
     model.build_graph()
-    return Engine.from_model(model, settings)
+    return Engine.from_model(model, settings, fuse)
 
 
-def _load_saved(folder: Path, precision: str | None, max_length: int | None, settings: SessionSettings) -> Engine:
+def _load_saved(folder: Path, asked: Mapping[str, Any], settings: SessionSettings) -> Engine:
+    """Opens a saved model, if it is what is asked for; None asks for nothing."""
     compiled = load_artefact(folder)
-    for name, asked, found in (
-        ("precision", precision, compiled.info.precision),
-        ("max_length", max_length, compiled.info.max_length),
-    ):
-        if asked is not None and asked != found:
+    found = {"precision": compiled.info.precision, "max_length": compiled.info.max_length, **compiled.info.quantization}
+    for name, value in asked.items():
+        if value is not None and value != found.get(name):
             raise ConfigError(
-                f"{folder} was saved with {name} {found}, not {asked}. Load it without {name}, or save the checkpoint "
-                f"again with {name}={asked}."
+                f"{folder} was saved with {name} {found.get(name)}, not {value}. Load it without {name}, or save the "
+                f"checkpoint again with {name}={value}."
             )
     return Engine(compiled, open_checkpoint_files(folder), settings)

@@ -82,6 +82,13 @@ def set_threads(count: int | None) -> int:
     return library.poptransformer_set_threads(count or 0) if library is not None else 0
 
 
+def function(name: str) -> ctypes._NamedFuncPointer | None:
+    """Returns a function that the library exports; None where there is no library, or it has no such function."""
+    path = library_path()
+    library = _library(path) if path is not None else None
+    return getattr(library, name, None)
+
+
 def build_id() -> str:
     """Hash of the library's content, for the keys of caches; "none" without the library."""
     path = library_path()

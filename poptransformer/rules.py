@@ -64,6 +64,16 @@ def choice(*options: str) -> Rule:
     )
 
 
+def one_of(*options: int | str) -> Rule:
+    """Returns a rule for one of some numbers and words."""
+    names = tuple(map(str, options))
+    return Rule(f"one of {', '.join(names)}", lambda value: _is_member(value, options), names[0], names)
+
+
+def _is_member(value: Any, options: Sequence[int | str]) -> bool:
+    return any(type(value) is type(option) and value == option for option in options)
+
+
 def integer(least: int, most: int | None = None) -> Rule:
     """Returns a rule for integers from `least` to `most`."""
     expected = f"an integer of at least {least}" if most is None else f"an integer from {least} to {most}"

@@ -77,6 +77,7 @@ class Session:
             versions opens what lies there. None compiles anew each time.
         profile_name: folder for a profile of the run; None takes none.
         threads: CPU threads; None uses every core this process may use.
+        fuse: compute several nodes of the graph by one kernel; False runs the graph as the layers wrote it.
         log_severity: onnxruntime's log level, 0 verbose to 4 fatal.
     """
 
@@ -91,6 +92,7 @@ class Session:
         execution_cache_name: str | None = None,
         profile_name: str | None = None,
         threads: int | None = None,
+        fuse: bool = True,
         log_severity: int = 3,
     ) -> None:
         self.compiler_options = {
@@ -100,9 +102,10 @@ class Session:
             "constant_folding_of_multiple_consumers": constant_folding_of_multiple_consumers,
             "use_loop_candidate_creator": use_loop_candidate_creator,
         }
+        self.fuse = fuse
         self.cache: CompiledCache | None = None
         if execution_cache_name:
-            self.cache = CompiledCache(Path(execution_cache_name), self.compiler_options)
+            self.cache = CompiledCache(Path(execution_cache_name), self.compiler_options, fuse)
         self.profile_folder = Path(profile_name) if profile_name else None
         prefix = str(self.profile_folder / "onnxruntime") if self.profile_folder else None
         self.settings = SessionSettings(threads=threads, profile_prefix=prefix, log_severity=log_severity)
@@ -119,6 +122,9 @@ class Session:
         compiled = self.cache.get(model, self._compile) if self.cache else self._compile(model)
         self._model = model
         self._engine = Engine(compiled, model.checkpoint, self.settings)
+        if self.profile_folder and compiled.info.report.packed:
+            table = str(compiled.info.report)
+            (self.profile_folder / "quantization.txt").write_text(f"{table}\n", encoding="utf-8")
         logger.info("compiled")
 
     @property
@@ -136,9 +142,7 @@ class Session:
         return self._model
 
     def run(self, input_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Generates the answers of all rows, each batch in one onnxruntime call.
-
-        Beam search and stop strings, which choose between whole texts, run step by step instead.
+        """Generates the answers of all rows, batch by batch.
 
         Args:
             input_dict: `input_ids` int64 `[B, L]` and `lengths` int64 `[B]`, from `model.build_input_dict`.
@@ -148,7 +152,7 @@ class Session:
         """
         rows = self._rows(input_dict)
         with progress("starting onnxruntime"):
-            self.engine.runtime.make_ready(one_call=not self._needs_steps())
+            self.engine.runtime.make_ready(beams=self.model.sampling["num_beams"] > 1)
         with self._measured(rows) as answers:
             for batch in self._batches(rows):
                 answers += self._generate(batch)
@@ -165,7 +169,7 @@ class Session:
             return
         rows = self._rows(input_dict)
         with progress("starting onnxruntime"):
-            self.engine.runtime.make_ready(one_call=False)
+            self.engine.runtime.make_ready(beams=False)
         with self._measured(rows) as answers:
             for batch in self._batches(rows):
                 before = len(answers)
@@ -192,7 +196,7 @@ class Session:
         if not model.is_built:
             model.build_graph()
         with progress("compiling"):
-            return compile_model(model, self.compiler_options)
+            return compile_model(model, self.compiler_options, self.fuse)
 
     def _rows(self, input_dict: Mapping[str, Any]) -> list[list[int]]:
         return [
@@ -204,10 +208,6 @@ class Session:
         for start in range(0, len(rows), size):
             yield rows[start : start + size]
 
-    def _needs_steps(self) -> bool:
-        """Whether answers are chosen between whole texts, which one onnxruntime call cannot do."""
-        return self.model.sampling["num_beams"] > 1 or bool(self.model.sampling["stop"])
-
     def _params(self, rows: list[list[int]]) -> list[generation.SamplingParams]:
         model = self.model
         return self.engine.params(
@@ -216,11 +216,9 @@ class Session:
 
     def _generate(self, rows: list[list[int]]) -> list[list[int]]:
         params, engine = self._params(rows), self.engine
-        if params[0].num_beams > 1:
-            return generation.generate_ids(engine.runtime, rows, params, engine.stop_token_ids)
-        if params[0].stop:
+        if params[0].stop and params[0].num_beams == 1:
             return self._until_stop_strings(rows)
-        return engine.runtime.generate(rows, params, engine.stop_token_ids)
+        return generation.generate_ids(engine.runtime, rows, params, engine.stop_token_ids)
 
     def _until_stop_strings(self, rows: list[list[int]]) -> list[list[int]]:
         answers: list[list[int]] = [[] for _ in rows]

@@ -27,3 +27,10 @@ class StateSpec:
     shape: tuple[int | str, ...]
     initial: float = 0.0
     in_place: bool = False
+
+
+# What the decoder hands to its next step besides the model's states: tokens of each row, and how many it has generated.
+COUNTERS = (
+    StateSpec("past_lengths", "total_lengths", "int64", (BATCH,)),
+    StateSpec("step", "next_step", "int64", (BATCH,)),
+)

@@ -71,6 +71,7 @@ class Step:
             count = graph.op("Squeeze", graph.op("Shape", self.input_ids, start=1, end=2), [0])
             offsets = graph.op("Unsqueeze", graph.op("Range", 0, count, 1), [0])
             self.position_ids = graph.op("Add", graph.op("Unsqueeze", self.past_lengths, [1]), offsets)
+            self.position_ids.shape = ir.Shape([BATCH, TOKENS])  # inference cannot know how long the range is
 
     def shared(self, graph: Graph, name: str, make: Callable[[], Any]) -> Any:
         """Returns what `make` built the first time it was asked for under `name`.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// exp for softmax weights, branch-free so that loops over it vectorise.
+// exp for softmax weights and activations, branch-free so that loops over it vectorise.
 #pragma once
 
 #include <algorithm>
@@ -16,10 +16,15 @@ inline uint32_t bits_from_float(float value) {
   return bits;
 }
 
-/// exp(x) for x <= 0, within 1 ulp; 0 below -87.7 (half a power of two under fp32's normal numbers) and for -infinity.
+/// The two factors of exp(x) for x <= 0: exp(x) = power * (1 + fraction), power = 2^n, n = round(x / ln 2).
 ///
-/// exp(x) = 2^n * exp(r), n = round(x / ln 2), so |r| <= 0.35, where the Taylor series of degree 7 is exact to 6e-9.
-__attribute__((always_inline)) inline float exp_nonpositive(float x) {
+/// The fraction is exp(r) - 1 for |r| <= 0.35, where the Taylor series of degree 7 is exact to 6e-9. Below -87.7 (half
+/// a power of two under fp32's normal numbers) and for -infinity the power is 0.
+struct ExpFactors {
+  float power, fraction;
+};
+
+__attribute__((always_inline)) inline ExpFactors exp_factors(float x) {
   constexpr uint32_t kLowest = 0xc2b00000u;  // -88: has n = -127, for which the bits of 2^n are those of 0.
   constexpr float kToInteger = 0x1.8p23f;    // Adding it rounds to an integer, left in the low bits of the sum.
   constexpr float kLog2E = 0x1.715476p0f;
@@ -37,8 +42,19 @@ __attribute__((always_inline)) inline float exp_nonpositive(float x) {
   sum = sum * r + 1.0f / 6;
   sum = sum * r + 0.5f;
   sum = sum * r + 1.0f;
-  sum = sum * r + 1.0f;
-  return sum * float_from_bits((bits_from_float(shifted) << 23) + 0x3f800000u);
+  return {float_from_bits((bits_from_float(shifted) << 23) + 0x3f800000u), sum * r};
+}
+
+/// exp(x) for x <= 0, within 1 ulp; 0 below -87.7.
+__attribute__((always_inline)) inline float exp_nonpositive(float x) {
+  const ExpFactors factors = exp_factors(x);
+  return (factors.fraction + 1.0f) * factors.power;
+}
+
+/// exp(x) - 1 for x <= 0 with an error relative to the result, however small x is.
+__attribute__((always_inline)) inline float expm1_nonpositive(float x) {
+  const ExpFactors factors = exp_factors(x);
+  return factors.power * factors.fraction + (factors.power - 1.0f);
 }
 
 }  // namespace poptransformer

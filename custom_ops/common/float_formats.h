@@ -61,6 +61,26 @@ POPTRANSFORMER_AVX2 inline __m256 load_part(const Value* values, int64_t count) 
   std::memcpy(part, values, static_cast<size_t>(count) * sizeof(Value));
   return load8(part);
 }
+
+/// Sixteen values as fp32.
+POPTRANSFORMER_AVX512 inline __m512 load16(const float* values) { return _mm512_loadu_ps(values); }
+
+POPTRANSFORMER_AVX512 inline __m512 load16(const Float16* values) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(values)));
+}
+
+POPTRANSFORMER_AVX512 inline __m512 load16(const BFloat16* values) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+
+/// The first `count` (< 16) of sixteen values as fp32, the others zero; reads nothing behind them.
+template <class Value>
+POPTRANSFORMER_AVX512 inline __m512 load_part16(const Value* values, int64_t count) {
+  Value part[16] = {};
+  std::memcpy(part, values, static_cast<size_t>(count) * sizeof(Value));
+  return load16(part);
+}
 #endif
 
 }  // namespace poptransformer

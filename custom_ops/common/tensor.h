@@ -4,6 +4,7 @@
 
 #include <onnxruntime_c_api.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
@@ -59,6 +60,10 @@ struct Shape {
   int64_t operator[](size_t axis) const { return dims[axis]; }
   int64_t& operator[](size_t axis) { return dims[axis]; }
   int64_t last() const { return dims[rank - 1]; }
+
+  bool operator==(const Shape& other) const {
+    return rank == other.rank && std::equal(dims, dims + rank, other.dims);
+  }
 
   /// Number of elements; 1 for a scalar.
   int64_t size() const {

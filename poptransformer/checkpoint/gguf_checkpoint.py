@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 
@@ -12,9 +13,12 @@ from poptransformer.checkpoint.gguf_file import GGUFFile, GGUFTensor
 from poptransformer.checkpoint.gguf_names import ARCHITECTURES, Architecture, block_tensor
 from poptransformer.checkpoint.gguf_quants import dequantize
 from poptransformer.checkpoint.gguf_rope import plain_number, rope_scaling
+from poptransformer.checkpoint.lazy_array import LazyArray, PackedBlocks
 from poptransformer.checkpoint.state_dict import LazyTensor
 from poptransformer.checkpoint.tokenizer import stop_ids
 
+# Blocks of 32 that our kernels multiply by as they are.
+PACKED_TYPES = ("Q4_0", "Q4_1", "Q8_0")
 _TOKEN_KEYS = {
     "bos_token_id": "bos_token_id",
     "eos_token_id": "eos_token_id",
@@ -159,14 +163,26 @@ def _lazy(gguf: GGUFFile, tensor: GGUFTensor, architecture: Architecture, config
                 f"does not split into {heads} heads of even size"
             )
 
+    def stored() -> np.ndarray:
+        return _deinterleave(raw, heads) if heads else raw
+
     def load() -> np.ndarray:
-        array = _deinterleave(raw, heads) if heads else raw
-        if not is_plain:
-            array = dequantize(array, tensor.type_name, tensor.shape, gguf.file.path)
+        array = stored() if is_plain else _unread(stored, tensor, gguf)
         return array.T if transposed else array
 
     shape = tensor.shape[::-1] if transposed else tensor.shape
     return LazyTensor(load, shape, raw.dtype if is_plain else np.dtype(np.float32))
+
+
+def _unread(stored: Callable[[], np.ndarray], tensor: GGUFTensor, gguf: GGUFFile) -> np.ndarray:
+    """A quantized tensor, dequantized when its values are read; a matrix can be had as packed blocks."""
+    packed = None
+    if tensor.type_name in PACKED_TYPES and len(tensor.shape) == 2:
+        packed = PackedBlocks(tensor.type_name, *tensor.shape, {"blocks": stored})
+    array = LazyArray(
+        lambda: dequantize(stored(), tensor.type_name, tensor.shape, gguf.file.path), tensor.shape, packed
+    )
+    return cast(np.ndarray, array)
 
 
 def _deinterleave(rows: np.ndarray, heads: int) -> np.ndarray:

@@ -33,7 +33,7 @@ class LazyTensor:
             return value
         if callable(value):
             return cls(value)
-        array = np.asarray(value)
+        array = value if getattr(value, "is_lazy", False) else np.asarray(value)
         return cls(lambda: array, array.shape, array.dtype)
 
 

@@ -5,7 +5,7 @@ from poptransformer.generation.beam_search import Hypothesis, beam_search
 from poptransformer.generation.complete import generate_ids, generate_text
 from poptransformer.generation.params import SamplingArrays, SamplingParams, arrays, sampling_rows
 from poptransformer.generation.prompts import check_prompts, right_padded, row_limits
-from poptransformer.generation.runtime import Runtime, StepRunner
+from poptransformer.generation.runtime import Rows, Runtime, StepRunner, TokenRunner, TokenRuntime
 from poptransformer.generation.stop import StopStringFilter
 from poptransformer.generation.stream import TokenSteps, generate_steps
 from poptransformer.generation.text import Detokenizer, RowText, TextSteps, stream_text
@@ -14,12 +14,15 @@ __all__ = [
     "Detokenizer",
     "Hypothesis",
     "RowText",
+    "Rows",
     "Runtime",
     "SamplingArrays",
     "SamplingParams",
     "StepRunner",
     "StopStringFilter",
     "TextSteps",
+    "TokenRunner",
+    "TokenRuntime",
     "TokenSteps",
     "arrays",
     "beam_search",

@@ -3,11 +3,27 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import dataclasses
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from poptransformer.generation.params import SamplingArrays
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """What steps need to know of the rows of a batch. The caller changes the arrays in place, between steps.
+
+    Attributes:
+        settings: how each row is sampled.
+        history: int64 `[B, T]`, tokens of each row so far, filled up with any of them.
+        active: int64 `[B]`, 1 for a row that goes on, 0 for one that stays where it is.
+    """
+
+    settings: SamplingArrays
+    history: np.ndarray
+    active: np.ndarray
 
 
 class StepRunner(Protocol):
@@ -27,6 +43,19 @@ class StepRunner(Protocol):
 
     def reorder(self, rows: np.ndarray) -> None:
         """Makes row b continue what was row `rows[b]`; int64 `[B']`, where B' may differ from B."""
+
+
+class TokenRunner(Protocol):
+    """Rows in progress whose steps choose their next tokens themselves.
+
+    The tokens of a step, int64 `[B]`, are valid until the next one.
+    """
+
+    def prefill(self, input_ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Takes the prompts, int64 `[B, L]` and right-padded, and their lengths, int64 `[B]`; returns the tokens."""
+
+    def decode(self) -> np.ndarray:
+        """Takes the tokens of the step before, and returns the next."""
 
 
 class Runtime(Protocol):
@@ -55,3 +84,11 @@ class Runtime(Protocol):
         Returns:
             int64 `[B]`.
         """
+
+
+@runtime_checkable
+class TokenRuntime(Protocol):
+    """A runtime whose steps can choose tokens, so that no logits come to Python."""
+
+    def start_tokens(self, rows: Rows, slots: int) -> TokenRunner:
+        """Begins empty rows with room for `slots` tokens each."""

@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
 from poptransformer.errors import ConfigError
 from poptransformer.generation.params import SamplingParams, arrays
 from poptransformer.generation.prompts import check_prompts, right_padded, row_limits
-from poptransformer.generation.runtime import Runtime, StepRunner
+from poptransformer.generation.runtime import Rows, Runtime, TokenRunner, TokenRuntime
+from poptransformer.generation.sampled_steps import SampledSteps
 
 
 class TokenSteps(Iterator[list[int | None]]):
@@ -51,15 +51,11 @@ class TokenSteps(Iterator[list[int | None]]):
         self._runtime = runtime
         self._prompts = prompts
         self._stops = [frozenset() if row.ignore_eos else stop_token_ids for row in params]
-        self._settings = arrays(params)
+        settings = arrays(params)
+        self._penalised = bool(np.any(settings.repetition_penalty != 1.0))
         batch = len(prompts)
-        self._step = np.zeros(batch, np.int64)
-        self._ids = np.zeros((batch, 1), np.int64)
-        self._active = np.ones(batch, np.int64)
-        self._first_position = np.zeros((batch, 1), np.int64)
-        self._penalised = bool(np.any(self._settings.repetition_penalty != 1.0))
-        self._history = self._new_history()
-        self._runner: StepRunner | None = None
+        self._rows = Rows(settings, self._new_history(), np.ones(batch, np.int64))
+        self._runner: TokenRunner | None = None
         self._running = list(range(batch))
         self.counts = [0] * batch
         self.finish_reasons: list[str | None] = [None] * batch
@@ -76,24 +72,26 @@ class TokenSteps(Iterator[list[int | None]]):
     def __next__(self) -> list[int | None]:
         if not self._running:
             raise StopIteration
-        logits = self._forward()
-        tokens = self._runtime.sample(logits, self._history, self._settings, self._step)
-        self._step += 1
-        self._ids[:, 0] = tokens
+        tokens = self._prefill() if self._runner is None else self._runner.decode()
         return self._take(tokens.tolist())
 
-    def _forward(self) -> Any:
-        """Logits of every row's next token: all prompts in one call, then one token per row."""
-        if self._runner is not None:
-            return self._runner.forward(self._ids, self._active, self._first_position)
+    def _prefill(self) -> np.ndarray:
+        """First tokens of all rows."""
         # A row's last token is never fed back, so a row that has ended writes to a slot that is still free.
         slots = max(len(self._prompts[row]) + self._limits[row] for row in self._running)
         # A prompt without room for an answer is left out: it could be longer than the slots.
-        ids, lengths, last = right_padded(
+        ids, lengths, _ = right_padded(
             [prompt if limit else [] for prompt, limit in zip(self._prompts, self._limits, strict=True)]
         )
-        self._runner = self._runtime.start(len(self._prompts), slots)
-        return self._runner.forward(ids, lengths, last)
+        runtime = self._runtime
+        runner = (
+            runtime.start_tokens(self._rows, slots)
+            if isinstance(runtime, TokenRuntime)
+            else SampledSteps(runtime, self._rows, slots)
+        )
+        tokens = runner.prefill(ids, lengths)
+        self._runner = runner
+        return tokens
 
     def _take(self, tokens: list[int]) -> list[int | None]:
         """Enters one token per running row; returns the step's result."""
@@ -101,7 +99,7 @@ class TokenSteps(Iterator[list[int | None]]):
         for row in list(self._running):
             token = result[row] = tokens[row]
             if self._penalised:
-                self._history[row, len(self._prompts[row]) + self.counts[row]] = token
+                self._rows.history[row, len(self._prompts[row]) + self.counts[row]] = token
             self.counts[row] += 1
             if token in self._stops[row]:
                 self._end(row, "stop")
@@ -111,7 +109,7 @@ class TokenSteps(Iterator[list[int | None]]):
 
     def _end(self, row: int, reason: str) -> None:
         self._running.remove(row)
-        self._active[row] = 0
+        self._rows.active[row] = 0
         self.finish_reasons[row] = reason
 
     def _new_history(self) -> np.ndarray:

@@ -5,6 +5,7 @@ from poptransformer.graph.builder import IR_VERSION, OPSET, Graph, branch, onnx_
 from poptransformer.graph.functions import (
     DOMAIN,
     FunctionSpec,
+    Variant,
     function_names,
     function_spec,
     register_function,
@@ -17,6 +18,7 @@ __all__ = [
     "OPSET",
     "FunctionSpec",
     "Graph",
+    "Variant",
     "WeightTensor",
     "branch",
     "float_weight",

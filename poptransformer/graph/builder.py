@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnxscript import GraphBuilder
 
 from poptransformer.errors import GraphError
-from poptransformer.graph.functions import DOMAIN, DOMAIN_VERSION, function_spec
+from poptransformer.graph.functions import DOMAIN, DOMAIN_VERSION, Variant, function_spec
 from poptransformer.graph.weight import float_weight
 
 OPSET = 24
@@ -23,6 +23,7 @@ IR_VERSION = 11
 _INFERENCE_ERROR = "pkg.onnxscript.shape_inference_error"
 
 Dim = int | str | None
+_ONLY = Variant()  # of an op with a single body
 
 
 class _ScopedBuilder(GraphBuilder):
@@ -69,6 +70,22 @@ class Graph:
         self._scope: tuple[str, ...] = ()
         self._used_names: dict[str, int] = {}
         self.annotations: dict[str, str] = {}
+
+    @classmethod
+    def over(cls, ir_graph: ir.Graph) -> Graph:
+        """Continues a finished graph, in place.
+
+        Its constants move below `step/`: the builder names those to come after their values, as it did with these.
+        """
+        graph = cls()
+        graph.ir_graph = ir_graph
+        graph.builder = _ScopedBuilder(ir_graph, graph)
+        for name, value in list(ir_graph.initializers.items()):
+            if name.startswith("const_"):
+                del ir_graph.initializers[name]
+                value.name = f"step/{name}"
+                ir_graph.register_initializer(value)
+        return graph
 
     # -- names and placement ------------------------------------------------------------------------------------
 
@@ -214,17 +231,23 @@ def branch(op: Any, trace: Callable[[Any], Sequence[ir.Value]], name: str) -> ir
 
 
 @functools.cache
-def onnx_function(name: str) -> ir.Function:
-    """Builds the model-local ONNX function of our op `name` from its registered body."""
+def onnx_function(name: str, variant: Variant = _ONLY) -> ir.Function:
+    """Builds the model-local ONNX function of our op `name` from its registered body.
+
+    Args:
+        name: op type.
+        variant: which of its bodies, for an op that has several.
+    """
     spec = function_spec(name)
     graph = Graph(f"{name}_body")
     inputs = [ir.Value(name=n) for n in spec.inputs]
     graph.ir_graph.inputs.extend(inputs)
-    outputs = spec.body(graph.builder.op, *inputs)
+    absent = set(spec.optional) - set(variant.present)
+    outputs = spec.body(graph.builder.op, *(None if v.name in absent else v for v in inputs), **dict(variant.constants))
     graph.ir_graph.outputs.extend(outputs if isinstance(outputs, Sequence) else [outputs])
     _initializers_to_constants(graph.ir_graph)
     attributes = {n: ir.Attr(n, t, None) for n, t in spec.attributes.items()}
-    return ir.Function(domain=DOMAIN, name=name, graph=graph.ir_graph, attributes=attributes)
+    return ir.Function(domain=DOMAIN, name=name, overload=variant.overload, graph=graph.ir_graph, attributes=attributes)
 
 
 def _initializers_to_constants(graph: ir.Graph) -> None:

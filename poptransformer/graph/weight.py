@@ -57,7 +57,10 @@ def float_weight(array: np.ndarray, name: str) -> WeightTensor:
 
     float64 is the one floating type narrowed here: checkpoints hold it by accident and no kernel reads it.
     """
-    array = np.asarray(array)
+    if not isinstance(
+        getattr(array, "dtype", None), np.dtype
+    ):  # Arrays, and what is read like one only when it must be.
+        array = np.asarray(array)
     if array.dtype == np.float64:
         array = array.astype(np.float32)
     if array.dtype in STORED_FLOATS:

@@ -217,5 +217,5 @@ class BaseLayer(metaclass=_LayerType):
 
     @property
     def precision(self) -> str:
-        """Storage precision of weights; arithmetic is fp32 whatever it is."""
-        return self.build.precision
+        """Storage precision of weights, or the recipe as JSON; arithmetic is fp32 whatever it is."""
+        return self.build.recipe.text

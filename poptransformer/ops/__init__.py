@@ -2,7 +2,9 @@
 """Operators as functions: `ops.matmul(graph, x, y)` adds a node and returns its output value."""
 
 from poptransformer.ops.customized import cached_attention, linear
-from poptransformer.ops.sampling import sample
+from poptransformer.ops.quantized import quantized_embedding, quantized_linear, round_to_float8
+from poptransformer.ops.recurrent import wkv
+from poptransformer.ops.sampling import sample, sample_token
 from poptransformer.ops.standard import (
     add,
     cast,
@@ -68,12 +70,16 @@ __all__ = [
     "maximum",
     "mul",
     "pow",
+    "quantized_embedding",
+    "quantized_linear",
     "reduce_max",
     "relu",
     "reshape",
     "rms_norm",
     "rotary_embedding",
+    "round_to_float8",
     "sample",
+    "sample_token",
     "shape",
     "sigmoid",
     "sin",
@@ -88,4 +94,5 @@ __all__ = [
     "transpose",
     "unsqueeze",
     "where",
+    "wkv",
 ]

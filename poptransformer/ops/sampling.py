@@ -84,7 +84,10 @@ def draw(op: Any, probabilities: Any, seed: Any, step: Any) -> Any:
     return op.Min(count, op.Sub(op.Shape(probabilities, start=1, end=2), 1))
 
 
-@register_function("logits", "history", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "step")
+INPUTS = ("logits", "history", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "step")
+
+
+@register_function(*INPUTS)
 def Sample(  # noqa: N802 - op type
     op: Any,
     logits: Any,
@@ -121,6 +124,12 @@ def Sample(  # noqa: N802 - op type
     )
 
 
+@register_function(*INPUTS)
+def SampleToken(op: Any, *inputs: Any) -> Any:  # noqa: N802 - op type
+    """The token alone: a node cannot leave an output out where onnxruntime puts the body in its place."""
+    return Sample(op, *inputs)[0]
+
+
 def sample(graph: Graph, logits: ir.Value, history: ir.Value, *settings: ir.Value) -> tuple[ir.Value, ir.Value]:
     """Chooses the next token of every row.
 
@@ -140,3 +149,10 @@ def sample(graph: Graph, logits: ir.Value, history: ir.Value, *settings: ir.Valu
     token.dtype, token.shape = ir.DataType.INT64, ir.Shape([batch])
     probabilities.dtype, probabilities.shape = ir.DataType.FLOAT, ir.Shape([batch, vocabulary])
     return token, probabilities
+
+
+def sample_token(graph: Graph, logits: ir.Value, history: ir.Value, *settings: ir.Value) -> ir.Value:
+    """Returns the tokens that `sample` gives, without writing out the distributions."""
+    token = graph.op("SampleToken", logits, history, *settings, domain=DOMAIN)
+    token.dtype, token.shape = ir.DataType.INT64, ir.Shape([logits.shape[0] if logits.shape else None])
+    return token

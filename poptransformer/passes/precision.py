@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from poptransformer.graph import DOMAIN, WeightTensor
+from poptransformer.graph import WeightTensor
+from poptransformer.passes.matrices import Matrix, matrices
 
 logger = logging.getLogger(__name__)
 
@@ -20,31 +20,31 @@ HALF = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 def store_weights(model: ir.Model, precision: str) -> None:
     """Sets the stored dtype of every weight matrix.
 
+    Args:
+        model: the model to change; weights must already be `Linear`'s.
+        precision: `fp32`, `fp16` or `bf16`, see `store_matrix`.
+    """
+    if precision in HALF:
+        logger.info("casting model to %s", precision)
+    for matrix in matrices(model.graph):
+        store_matrix(model.graph, matrix, precision)
+
+
+def store_matrix(graph: ir.Graph, matrix: Matrix, precision: str) -> None:
+    """Sets the stored dtype of one weight matrix.
+
     `fp32` keeps the checkpoint's own dtype where it is a 16-bit float: widening it loses nothing, so the kernel does
     it on the fly and the bytes stay where they are. `fp16` and `bf16` round to that dtype. Vectors (norms, biases)
     are always fp32.
 
     Args:
-        model: the model to change; weights must already be `Linear`'s.
+        graph: the graph to change.
+        matrix: the weight.
         precision: `fp32`, `fp16` or `bf16`.
     """
-    if precision in HALF:
-        logger.info("casting model to %s", precision)
-    for value in list(model.graph.initializers.values()):
-        tensor = value.const_value
-        if not isinstance(tensor, WeightTensor) or tensor.array.ndim != 2 or tensor.dtype != ir.DataType.FLOAT:
-            continue
-        stored = HALF.get(precision, tensor.array.dtype)
-        if stored != np.float32 and all(_takes_half(use) for use in value.uses()):
-            _store(model.graph, value, tensor, stored)
-
-
-def _takes_half(use: Any) -> bool:
-    """Whether this use of a weight can read 16-bit floats: a product, or a lookup followed by a cast."""
-    node = use.node
-    return (node.domain == DOMAIN and node.op_type == "Linear" and use.idx == 1) or (
-        node.op_type == "Gather" and not node.domain and use.idx == 0
-    )
+    stored = HALF.get(precision, matrix.tensor.array.dtype)
+    if stored != np.float32 and matrix.takes_half:
+        _store(graph, matrix.value, matrix.tensor, stored)
 
 
 def _store(graph: ir.Graph, value: ir.Value, tensor: WeightTensor, stored: np.dtype) -> None:

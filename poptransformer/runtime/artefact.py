@@ -2,9 +2,10 @@
 """The portable artefact: a folder that runs anywhere onnxruntime does.
 
 model.onnx          step graph: one prefill or decode step
+decoder.onnx        the same with the choice of the next token at its end: what streams run
 generator.onnx      whole generation: ids in, ids out
 sampler.onnx        logits to tokens, for those who call model.onnx themselves
-weights.bin         weights of the first two, page-aligned, memory-mapped when loaded
+weights.bin         weights of the first three, page-aligned, memory-mapped when loaded
 config.json, ...    config, generation config and tokenizer of the checkpoint
 poptransformer.json file sizes, hashes of the graphs and what a runtime must know, written last
 """
@@ -101,10 +102,16 @@ def _write(compiled: CompiledModel, checkpoint: Checkpoint, folder: Path) -> Non
 
 def _graphs(compiled: CompiledModel) -> dict[str, ir.Model]:
     """Returns the graphs by the names of their files."""
+    from poptransformer.runtime.decoder import build_decoder
     from poptransformer.runtime.generator import build_generator
     from poptransformer.runtime.sampler import build_sampler
 
-    return {"model.onnx": compiled.model, "generator.onnx": build_generator(compiled), "sampler.onnx": build_sampler()}
+    return {
+        "model.onnx": compiled.model,
+        "decoder.onnx": build_decoder(compiled),
+        "generator.onnx": build_generator(compiled),
+        "sampler.onnx": build_sampler(),
+    }
 
 
 def _write_weights(model: ir.Model, path: Path) -> dict[str, ir.TensorProtocol]:

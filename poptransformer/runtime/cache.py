@@ -37,11 +37,13 @@ class CompiledCache:
     Args:
         folder: the folder; made when the first model is stored.
         compiler_options: what `compile_model` is given; part of the key.
+        fuse: the same.
     """
 
-    def __init__(self, folder: Path, compiler_options: Mapping[str, bool] | None = None) -> None:
+    def __init__(self, folder: Path, compiler_options: Mapping[str, bool] | None = None, fuse: bool = True) -> None:
         self.folder = folder.expanduser()
         self.compiler_options = dict(compiler_options or {})
+        self.fuse = fuse
 
     def get(self, model: HFModel, make: Callable[[HFModel], CompiledModel]) -> CompiledModel:
         """Returns the compiled form of `model`: what lies here, or else what `make` returns, stored for the next time.
@@ -49,7 +51,7 @@ class CompiledCache:
         Raises:
             PopTransformerError: the folder cannot be written.
         """
-        path = self.folder / cache_key(model, self.compiler_options)
+        path = self.folder / cache_key(model, self.compiler_options, self.fuse)
         compiled = _load(path) if path.exists() else None
         if compiled is not None:
             logger.info("using the compiled model in %s", path)
@@ -68,7 +70,7 @@ def _load(path: Path) -> CompiledModel | None:
         return None
 
 
-def cache_key(model: HFModel, compiler_options: Mapping[str, bool] | None = None) -> str:
+def cache_key(model: HFModel, compiler_options: Mapping[str, bool] | None = None, fuse: bool = True) -> str:
     """Hash of configuration, checkpoint, versions and the source code that builds the graph.
 
     Raises:
@@ -80,12 +82,13 @@ def cache_key(model: HFModel, compiler_options: Mapping[str, bool] | None = None
         "model": [type(model).__qualname__, *_model_sources(type(model))],
         "settings": {k: v for k, v in vars(model).items() if k not in _AT_RUN_TIME and isinstance(v, _PLAIN)},
         "compiler_options": compiler_options or {},
+        "fuse": fuse,
         "package": _hash(sorted(_PACKAGE.rglob("*.py"))),
         "versions": [importlib.metadata.version(name) for name in ("onnx", "onnx-ir", "onnxscript", "onnxruntime")],
         "build": [
             build.model_type,
             build.num_replicas,
-            build.precision,
+            build.recipe.fingerprint,
             build.batch_size,
             build.layer_per_ipu,
         ],

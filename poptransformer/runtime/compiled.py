@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import poptransformer
+from poptransformer.quantization_report import QuantizationReport
 from poptransformer.state import StateSpec
 
 if TYPE_CHECKING:
@@ -29,11 +30,13 @@ class ModelInfo:
     Attributes:
         model_class: class that built the graph.
         source: checkpoint it was read from.
-        precision: storage precision of the weights.
+        precision: storage precision of the weights, or the recipe as JSON.
         max_length: tokens of prompt and answer together.
         vocab_size: V.
         stop_token_ids: ids that end an answer.
         states: what one step hands to the next.
+        quantization: the details by which weights were quantized; keys of `QuantizationConfig`.
+        report: what became of each weight matrix.
     """
 
     model_class: str
@@ -43,6 +46,8 @@ class ModelInfo:
     vocab_size: int
     stop_token_ids: tuple[int, ...]
     states: tuple[StateSpec, ...]
+    quantization: dict[str, Any] = dataclasses.field(default_factory=dict)
+    report: QuantizationReport = QuantizationReport()
 
     def to_metadata(self) -> dict[str, str]:
         """Returns it as ONNX metadata, one JSON value per field."""
@@ -52,7 +57,9 @@ class ModelInfo:
     def from_json(cls, fields: Mapping[str, Any]) -> ModelInfo:
         """Makes it of what `dataclasses.asdict` gave, after a way through JSON."""
         states = tuple(StateSpec(**{**state, "shape": tuple(state["shape"])}) for state in fields["states"])
-        return cls(**{**fields, "stop_token_ids": tuple(fields["stop_token_ids"]), "states": states})
+        report = QuantizationReport.from_json(fields.get("report", {}).get("weights", ()))
+        stop_token_ids = tuple(fields["stop_token_ids"])
+        return cls(**{**fields, "stop_token_ids": stop_token_ids, "states": states, "report": report})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,37 +94,45 @@ class CompiledModel:
         return ir.load(self.source / "model.onnx")
 
 
-def compile_model(model: HFModel, compiler_options: Mapping[str, bool] | None = None) -> CompiledModel:
+def compile_model(
+    model: HFModel, compiler_options: Mapping[str, bool] | None = None, fuse: bool = True
+) -> CompiledModel:
     """Runs the passes over a model whose `build_graph` has been called.
 
     Args:
         model: the built model.
         compiler_options: PopART's switches, recorded in the metadata.
+        fuse: put nodes together that one kernel computes; False keeps the graph as the layers wrote it.
     """
     import onnx_ir as ir
 
     from poptransformer import passes
     from poptransformer.graph import IR_VERSION
+    from poptransformer.runtime.quantization import quantize
 
-    info = ModelInfo(
-        model_class=type(model).__name__,
-        source=model.checkpoint.source,
-        precision=model.build.precision,
-        max_length=model.max_length,
-        vocab_size=_vocab_size(model),
-        stop_token_ids=stop_token_ids(model),
-        states=model.states,
-    )
     compiled = ir.Model(
         model.graph.ir_graph,
         ir_version=IR_VERSION,
         producer_name="poptransformer",
         producer_version=poptransformer.__version__,
-        metadata_props=info.to_metadata() | _provenance(model, compiler_options or {}),
     )
     passes.matmul_to_linear(compiled)
-    passes.store_weights(compiled, model.build.precision)
+    report = quantize(compiled, model)
+    if fuse:
+        passes.fuse(compiled)
     passes.attach_functions(compiled)
+    info = ModelInfo(
+        model_class=type(model).__name__,
+        source=model.checkpoint.source,
+        precision=model.build.recipe.text,
+        max_length=model.max_length,
+        vocab_size=_vocab_size(model),
+        stop_token_ids=stop_token_ids(model),
+        states=model.states,
+        quantization=dataclasses.asdict(model.build.recipe.details),
+        report=report,
+    )
+    compiled.metadata_props.update(info.to_metadata() | _provenance(model, compiler_options or {}))
     return CompiledModel(compiled, info)
 
 

@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 # Smaller tensors travel inside the serialized model, where onnxruntime's optimizer can fold them.
 EXTERNAL_BYTES = 1024
 WEIGHTS = "weights.bin"
-LINEAR = "Linear"
+# Our ops over weights: for each, the number of its first weight. They and what follows are read by the kernel alone.
+FIRST_WEIGHT = {"Linear": 1, "QuantizedLinear": 1, "QuantizedEmbedding": 1, "FusedLinear": 1}
 PROVIDERS = ["CPUExecutionProvider"]
 
 
@@ -88,7 +89,11 @@ def _materialised(tensor: ir.TensorProtocol) -> np.ndarray:
     from poptransformer.graph import WeightTensor
 
     array = tensor.numpy()
-    if isinstance(tensor, WeightTensor) and not np.may_share_memory(array, tensor.array):
+    if not isinstance(tensor, WeightTensor):
+        return array
+    if getattr(tensor.array, "is_lazy", False):  # Unpacked just now, and only once for all sessions.
+        tensor.array = array
+    elif not np.may_share_memory(array, tensor.array):
         release(tensor.array)
         tensor.array = array
     return array
@@ -173,11 +178,14 @@ def _session(model: bytes, options: ort.SessionOptions, weights: WeightStore) ->
 
 
 def _only_read_by_row(value: ir.Value) -> bool:
-    """Whether no optimizer of onnxruntime looks at the values: only `Linear` and `Gather` take them."""
-    return (
-        all((use.node.op_type, use.idx) in ((LINEAR, 1), ("Gather", 0)) for use in value.uses())
-        and not value.is_graph_output()
-    )
+    """Whether no optimizer of onnxruntime looks at the values: only products and lookups take them."""
+    return all(_reads_by_row(use.node, use.idx) for use in value.uses()) and not value.is_graph_output()
+
+
+def _reads_by_row(node: ir.Node, index: int) -> bool:
+    if node.domain:
+        return index >= FIRST_WEIGHT.get(node.op_type, index + 1)
+    return (node.op_type, index) == ("Gather", 0)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import collections
 import dataclasses
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,12 +27,12 @@ class LayerCost:
 
     Attributes:
         calls: node executions.
-        microseconds: their time, summed.
+        microseconds: their time, summed; a fused node's is divided among its layers by the weights they read.
         weight_bytes: bytes of the weights they read.
     """
 
     calls: int = 0
-    microseconds: int = 0
+    microseconds: float = 0
     weight_bytes: int = 0
 
 
@@ -60,9 +60,10 @@ def write_profile(runtime: Runtime, folder: Path) -> Path | None:
     if not files:
         return None
     costs: dict[str, LayerCost] = collections.defaultdict(LayerCost)
+    layers = {str(node.name): weight_bytes(node) for node in runtime.compiled.model.graph}
     for path in files:
-        _add_times(costs, json.loads(Path(path).read_text(encoding="utf-8")))
-    _add_bytes(costs, runtime.compiled.model.graph)
+        _add_times(costs, json.loads(Path(path).read_text(encoding="utf-8")), layers)
+    _add_bytes(costs, layers)
     table = folder / "layers.txt"
     table.write_text(format_table(costs), encoding="utf-8")
     logger.info("profile written to %s", folder)
@@ -76,23 +77,40 @@ def layer_of(node_name: str) -> str:
     return node_name.rsplit("/", 1)[0] if "/" in node_name else "(graph)"
 
 
-def _add_times(costs: dict[str, LayerCost], events: Iterable[dict[str, Any]]) -> None:
+def weight_bytes(node: ir.Node) -> dict[str, int]:
+    """Returns the layers that a node belongs to, several if it is fused, and the bytes of the weights they read."""
+    from poptransformer.passes import SCOPES
+
+    def size(value: ir.Value | None) -> int:
+        return value.const_value.nbytes if value is not None and value.const_value is not None else 0
+
+    if SCOPES not in node.metadata_props:
+        return {layer_of(node.name or ""): sum(map(size, node.inputs))}
+    scopes = json.loads(node.metadata_props[SCOPES])
+    return {layer: sum(size(node.inputs[i]) for i in read if i < len(node.inputs)) for layer, read in scopes.items()}
+
+
+def _add_times(
+    costs: dict[str, LayerCost], events: Iterable[dict[str, Any]], layers: Mapping[str, Mapping[str, int]]
+) -> None:
     for event in events:
         name = event.get("name", "")
         if event.get("cat") == "Node" and name.endswith("_kernel_time"):
             if event.get("args", {}).get("op_name") in ("Loop", "If"):
                 continue  # their time is that of the nodes inside, which have events of their own
-            cost = costs[layer_of(name.removesuffix("_kernel_time"))]
-            cost.calls += 1
-            cost.microseconds += event["dur"]
+            name = name.removesuffix("_kernel_time")
+            parts = layers.get(name, {layer_of(name): 0})
+            total = sum(parts.values())
+            for layer, size in parts.items():
+                costs[layer].calls += 1
+                costs[layer].microseconds += event["dur"] * (size / total if total else 1 / len(parts))
 
 
-def _add_bytes(costs: dict[str, LayerCost], graph: ir.Graph) -> None:
-    for node in graph:
-        weights = [v.const_value for v in node.inputs if v is not None and v.is_initializer()]
-        layer = layer_of(node.name or "")
-        if layer in costs:
-            costs[layer].weight_bytes += sum(tensor.nbytes for tensor in weights if tensor is not None)
+def _add_bytes(costs: dict[str, LayerCost], layers: Mapping[str, Mapping[str, int]]) -> None:
+    for parts in layers.values():
+        for layer, size in parts.items():
+            if layer in costs:
+                costs[layer].weight_bytes += size
 
 
 def format_table(costs: dict[str, LayerCost]) -> str:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime as ort
 
-from poptransformer.generation import SamplingParams, arrays, check_prompts, right_padded, row_limits
+from poptransformer.generation import Rows, SamplingParams, arrays, check_prompts, right_padded, row_limits
 from poptransformer.generation.params import SamplingArrays
 from poptransformer.runtime.compiled import CompiledModel
 from poptransformer.runtime.ort_session import SessionSettings, WeightStore, make_session, open_session
 from poptransformer.runtime.step_runner import StepRunner
+from poptransformer.runtime.token_runner import TokenRunner
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -47,6 +48,17 @@ class Runtime:
         return self._session("model.onnx", lambda: self.compiled.model, self.settings)
 
     @functools.cached_property
+    def decoder_session(self) -> ort.InferenceSession:
+        """The step graph that chooses the next tokens itself."""
+
+        def build() -> ir.Model:
+            from poptransformer.runtime.decoder import build_decoder
+
+            return build_decoder(self.compiled)
+
+        return self._session("decoder.onnx", build, self.settings)
+
+    @functools.cached_property
     def generator_session(self) -> ort.InferenceSession:
         """The whole generation as one graph."""
 
@@ -75,26 +87,29 @@ class Runtime:
         with self.compiled.lock:
             return make_session(build(), settings, self._weights)
 
-    def make_ready(self, one_call: bool) -> None:
-        """Makes the sessions that generation needs, so that its first token does not wait for them.
+    def make_ready(self, beams: bool) -> None:
+        """Makes the session that generation needs, so that its first token does not wait for it.
 
         Args:
-            one_call: for `generate`; otherwise for steps and `sample`.
+            beams: for a beam search, which chooses from logits; otherwise for steps that choose themselves.
         """
-        for name in ("generator_session",) if one_call else ("step_session", "sampler_session"):
-            getattr(self, name)
+        _ = self.step_session if beams else self.decoder_session
 
     def end_profiling(self) -> list[str]:
         """Ends the profile of every session that has run; returns the files that onnxruntime wrote.
 
         onnxruntime profiles a session once: a session whose profile has ended before writes none.
         """
-        made = (name for name in ("step_session", "generator_session") if name in self.__dict__)
+        made = (name for name in ("step_session", "decoder_session", "generator_session") if name in self.__dict__)
         return [path for name in made if (path := getattr(self, name).end_profiling())]
 
     def start(self, batch: int, slots: int) -> StepRunner:
         """Allocates the states for a batch of rows."""
         return StepRunner(self.step_session, self.compiled.info.states, batch, slots, self.vocab_size)
+
+    def start_tokens(self, rows: Rows, slots: int) -> TokenRunner:
+        """The same for rows that are sampled within each step."""
+        return TokenRunner(self.decoder_session, self.compiled.info.states, rows, slots)
 
     def generate(
         self, rows: Sequence[Sequence[int]], params: Sequence[SamplingParams], stop_token_ids: frozenset[int]

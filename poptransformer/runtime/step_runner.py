@@ -92,9 +92,9 @@ class StepRunner:
 
     def _allocate_states(self) -> None:
         """Makes states for `batch` rows, in their initial values, and binds them."""
-        self._pasts = [_allocate(state, self.batch, self.slots) for state in self._states]
+        self._pasts = [allocate(state, self.batch, self.slots) for state in self._states]
         self._presents = [
-            past if state.in_place else _allocate(state, self.batch, self.slots)
+            past if state.in_place else allocate(state, self.batch, self.slots)
             for state, past in zip(self._states, self._pasts, strict=True)
         ]
         self._binding = self._session.io_binding()
@@ -108,7 +108,8 @@ class StepRunner:
             self._binding.bind_ortvalue_output(state.present, self._presents[index])
 
 
-def _allocate(state: StateSpec, batch: int, slots: int) -> ort.OrtValue:
+def allocate(state: StateSpec, batch: int, slots: int) -> ort.OrtValue:
+    """Returns the state of `batch` rows before their first step."""
     sizes = {BATCH: batch, SLOTS: slots}
     shape = [sizes[dim] if isinstance(dim, str) else dim for dim in state.shape]
     # np.zeros maps pages only when they are written: a long cache costs what is used of it.

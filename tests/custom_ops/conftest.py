@@ -6,7 +6,7 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,27 +84,32 @@ class Kernels:
     def run(
         self,
         op: str,
-        inputs: Sequence[np.ndarray],
+        inputs: Sequence[np.ndarray | None],
         outputs: Sequence[int] = (onnx.TensorProto.FLOAT,),
         bind: dict[int, np.ndarray] | None = None,
+        constant: Container[int] = (),
         **attributes: Any,
     ) -> list[np.ndarray]:
         """Runs one node.
 
         Args:
             op: op type.
-            inputs: the node's inputs, in order.
+            inputs: the node's inputs, in order; None for an optional one that is left out.
             outputs: ONNX element types of the outputs.
             bind: arrays that take the outputs of these numbers; the others are allocated.
+            constant: numbers of the inputs that are initializers.
             **attributes: of the node.
 
         Returns:
             The outputs.
         """
-        feeds = {f"in{i}": array for i, array in enumerate(inputs)}
+        given = {f"in{i}": array for i, array in enumerate(inputs) if array is not None}
+        weights = {f"in{i}": given[f"in{i}"] for i in range(len(inputs)) if i in constant and f"in{i}" in given}
+        feeds = {name: array for name, array in given.items() if name not in weights}
+        slots = [f"in{i}" if f"in{i}" in given else "" for i in range(len(inputs))]
         names = [f"out{i}" for i in range(len(outputs))]
-        node = helper.make_node(op, list(feeds), names, domain=DOMAIN, **attributes)
-        session = self.session(node, feeds, dict(zip(names, outputs, strict=True)))
+        node = helper.make_node(op, slots, names, domain=DOMAIN, **attributes)
+        session = self.session(node, feeds, dict(zip(names, outputs, strict=True)), **weights)
         binding = session.io_binding()
         for name, array in feeds.items():
             binding.bind_ortvalue_input(name, ort_value(array))

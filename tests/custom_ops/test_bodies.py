@@ -14,18 +14,18 @@ import onnxruntime as ort
 import pytest
 from onnx import helper
 
-import poptransformer.ops  # noqa: F401 - registers the bodies
+from poptransformer import ops  # registers the bodies
 from poptransformer.graph import DOMAIN, IR_VERSION, OPSET, function_names, function_spec, onnx_function
 
 TOLERANCE = 1e-5
-OWN_FILES = {"Sample"}  # test_sample.py
+OWN_FILES = {"Sample", "SampleToken", "QuantizedLinear"}  # test_sample.py, test_quantized_linear.py
 
 
 @dataclasses.dataclass
 class Case:
     op: str
     name: str
-    inputs: list[np.ndarray]
+    inputs: list[np.ndarray | None]  # None for an optional one that is left out
     attributes: dict[str, Any]
 
     def __str__(self) -> str:
@@ -49,6 +49,42 @@ def cached_attention(B: int, L: int, N: int, K: int, H: int, S: int, past: list[
     return Case("CachedAttention", f"{[B, L, N, K, H, S]}", [*heads, *caches, np.array(past)], attributes)
 
 
+def wkv(B: int, L: int, D: int, lengths: list[int]) -> Case:
+    decay = -np.exp(draw(D))
+    states = [draw(B, D), 1 + np.abs(draw(B, D)), np.full((B, D), -1e38, np.float32)]
+    inputs = [decay, draw(D)[::-1].copy(), draw(B, L, D), draw(B, L, D)[:, :, ::-1].copy(), np.array(lengths), *states]
+    return Case("WKV", f"{[B, L, D]}", inputs, {})
+
+
+def packed(format: str, N: int, K: int, block: int | None, with_offsets: bool) -> list[np.ndarray | None]:
+    """Random codes, scales and offsets in the layout of `ops/quantized.py`; without a block, one for each row."""
+    random = np.random.default_rng(N * K)
+    tiles, padded = -(-N // 16), -(-K // (block or 32)) * (block or 32)
+    groups = 4 if format == "int4" else 8
+    codes = random.integers(0, 256, (tiles, padded // 32, groups, 16, 4)).astype(np.uint8)
+    is_float = format in ops.quantized.FLOAT8
+    if is_float:
+        values = codes.view(ops.quantized.FLOAT8[format].numpy()).astype(np.float32)
+        codes[~np.isfinite(values)] = 1
+    shape = (tiles, padded // (block or padded), 16)
+    scales = random.uniform(0.01, 0.1, shape).astype(np.float32 if is_float else np.float16)
+    offsets = random.standard_normal(shape).astype(np.float16) if with_offsets else None
+    return [codes, scales, offsets]
+
+
+def quantized_embedding(format: str, N: int, K: int, block: int | None, *ids: int, offsets: bool = False) -> Case:
+    name = f"{format}{[N, K, block]}{' offsets' * offsets}"
+    table = packed(format, N, K, block, offsets)
+    rows = np.random.default_rng(0).integers(0, N, ids)
+    return Case("QuantizedEmbedding", name, [rows, *table], {"format": format, "columns": N, "depth": K})
+
+
+def round_to_float8(format: str, scaling: str, *shape: int, scale: float | None = None) -> Case:
+    given = None if scale is None else np.array(scale, np.float32)
+    x = draw(*shape) * np.exp(draw(*shape[:-1], 1) * 9)
+    return Case("RoundToFloat8", f"{format}-{scaling}-{scale}", [x, given], {"format": format, "scaling": scaling})
+
+
 CASES = [
     linear(np.float32, 1, 1, K=576, N=192),
     linear(np.float16, 2, 3, K=75, N=33),
@@ -59,20 +95,37 @@ CASES = [
     cached_attention(2, 1, 9, 3, 64, 300, [7, 299]),
     cached_attention(3, 4, 6, 2, 20, 150, [0, 146, 33]),
     cached_attention(2, 50, 4, 1, 24, 80, [0, 30]),
+    wkv(1, 1, 768, [1]),
+    wkv(2, 40, 100, [40, 7]),
+    quantized_embedding("int4", 49, 75, 32, 2, 3),
+    quantized_embedding("int4", 48, 576, 64, 1, 300, offsets=True),
+    quantized_embedding("int4", 33, 100, None, 4),
+    quantized_embedding("int8", 33, 130, 128, 5, 1),
+    quantized_embedding("int8", 16, 64, None, 3, 0),
+    *(quantized_embedding(format, 20, 70, block, 2, 40) for format in ops.quantized.FLOAT8 for block in (32, None)),
+    *(
+        round_to_float8(format, scaling, 3, 40, 75, scale=scale)
+        for format in ops.quantized.FLOAT8
+        for scaling, scale in (("amax", None), ("power_of_two", None), ("amax", 0.37))
+    ),
 ]
 
 
 def session(case: Case, library: str | None) -> ort.InferenceSession:
     """A session of one node with its body; with the library its kernel runs, else the body."""
     spec = function_spec(case.op)
-    function = onnx_function(case.op)
+    given = {name: array for name, array in zip(spec.inputs, case.inputs, strict=True) if array is not None}
+    attributes = {a.name: a for a in ir.convenience.convert_attributes(case.attributes)}
+    function = onnx_function(case.op, spec.variant(case.inputs, attributes))
     outputs = [f"out{i}" for i in range(len(function.outputs))]
+    names = [name if name in given else "" for name in spec.inputs]
+    node = helper.make_node(case.op, names, outputs, domain=DOMAIN, overload=function.overload, **case.attributes)
     graph = helper.make_graph(
-        [helper.make_node(case.op, list(spec.inputs), outputs, domain=DOMAIN, **case.attributes)],
+        [node],
         "test",
         [
             helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
-            for name, array in zip(spec.inputs, case.inputs, strict=True)
+            for name, array in given.items()
         ],
         [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in outputs],
     )
@@ -100,7 +153,8 @@ def run(case: Case, values: dict[str, ort.OrtValue], library: str | None) -> lis
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_kernel_equals_body(kernels, as_ort_value, case):
-    values = dict(zip(function_spec(case.op).inputs, map(as_ort_value, case.inputs), strict=True))
+    named = zip(function_spec(case.op).inputs, case.inputs, strict=True)
+    values = {name: as_ort_value(array) for name, array in named if array is not None}
     expected = run(case, values, None)
     actual = run(case, values, str(kernels.path))
     for kernel, body in zip(actual, expected, strict=True):

@@ -51,6 +51,28 @@ for mode in ("shard", "tp"):
 np.savez(target, **found)
 """
 
+QUANTIZE = """
+import sys
+import numpy as np
+import poptransformer
+from poptransformer.engine import Engine
+from poptransformer.quantization import PackedWeight
+from poptransformer.runtime import SessionSettings
+
+folder, target, mode, ids = sys.argv[1], sys.argv[2], sys.argv[3], eval(sys.argv[4])
+recipe = {"*.mlp.*": "int4", "*query_key_value*": "fp8_weight", "*": "int8"}
+engine = poptransformer.load(folder, precision=recipe, model_type=mode)
+arrays = {n: v.const_value.numpy() for n, v in engine.runtime.compiled.model.graph.initializers.items()}
+weights = {n: a.astype(np.float32) for n, a in arrays.items() if n.endswith((".weight", ".bias"))}
+for layer in engine.quantization_report.packed:
+    format, kind, *block = layer.stored.split()
+    parts = [arrays.get(f"{layer.name}.{part}") for part in ("codes", "scales", "offsets")]
+    weights[layer.name] = PackedWeight(format, *layer.shape, int(*block), *parts).dequantize()
+bodies = Engine(engine.runtime.compiled, engine.checkpoint, SessionSettings(use_native=False))
+np.savez(target, __logits=bodies.logits(ids)[0], **weights)
+print(*(f"{layer.name} {layer.stored}" for layer in engine.quantization_report.weights), sep=chr(10))
+"""
+
 
 def page_files(form: str) -> dict[Path, str]:
     """The files of the page; `by hand` with the dispatching class written out."""
@@ -181,6 +203,28 @@ def test_logits_and_ids_equal_pytorchs(tree: Path, checkpoint: tuple[GPTNeoXForC
             ours = found[f"logits {mode}"][number, : len(row)]
             np.testing.assert_allclose(ours, expected, atol=1e-4, rtol=0, err_msg=f"{mode} {row}")
             assert found[f"ids {mode} {number}"].tolist() == greedy(model, row, 12)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_its_layers_are_quantized_like_ours(
+    tree: Path, checkpoint: tuple[GPTNeoXForCausalLM, Path], mode: str, tmp_path: Path
+) -> None:
+    model, folder = checkpoint
+    target = tmp_path / "found.npz"
+    stored = run(tree, "-c", QUANTIZE, str(folder), str(target), mode, repr(ROWS[0]))
+    expected = {"attention.query_key_value": "e4m3fn channel", "attention.dense": "int8 block 32"}
+    expected |= dict.fromkeys(("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"), "int4 block 32")
+    names = {f"gpt_neox.layers.{i}.{name}.weight {how}" for i in range(3) for name, how in expected.items()}
+    assert names < set(stored.splitlines())
+    found = np.load(target)
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, parameter in copied.named_parameters():
+            parameter.copy_(torch.from_numpy(found[name]))
+        logits = copied(torch.tensor([ROWS[0]])).logits[0].numpy()
+        exact = model(torch.tensor([ROWS[0]])).logits[0].numpy()
+    np.testing.assert_allclose(found["__logits"], logits, atol=1e-4, rtol=0)
+    assert np.abs(logits - exact).max() > 1e-2
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -23,7 +23,8 @@ ALLOWED = {
     "graph": set(),
     "generation": set(),
     "ops": {"graph"},
-    "passes": {"graph"},
+    "passes": {"graph", "quantization", "quantization_report", "recipe"},
+    "quantization": {"native"},
     "layers": {"ops", "step", "build", "graph", "checkpoint"},
     "models": {"layers", "ops", "step", "build", "graph", "checkpoint", "utils"},
 }

@@ -17,7 +17,15 @@ import yaml
 
 from poptransformer import native
 from poptransformer.build import Build, use_build
-from poptransformer.config import GlobalArgs, InputsConfig, ModelConfig, Section, SessionConfig, TopLevel
+from poptransformer.config import (
+    GlobalArgs,
+    InputsConfig,
+    ModelConfig,
+    QuantizationConfig,
+    Section,
+    SessionConfig,
+    TopLevel,
+)
 from poptransformer.engine import Engine
 from poptransformer.models.llama2.model import LLAMA2DecModel
 
@@ -151,7 +159,10 @@ def overrides() -> Iterator[tuple[str, str]]:
 
 @pytest.mark.parametrize(("page", "key"), sorted(set(overrides())))
 def test_overrides_name_known_keys(page: str, key: str) -> None:
-    sections: list[type[Section]] = [TopLevel, GlobalArgs, SessionConfig, ModelConfig, InputsConfig]
+    sections: list[type[Section]] = [
+        *(TopLevel, GlobalArgs, QuantizationConfig),
+        *(SessionConfig, ModelConfig, InputsConfig),
+    ]
     known = {f"{s.NAME}.{name}".lstrip(".") for s in sections for name in s.names()}
     assert key in known | {"model"}
 
@@ -159,13 +170,14 @@ def test_overrides_name_known_keys(page: str, key: str) -> None:
 # ---- keys -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("section", [TopLevel, GlobalArgs, SessionConfig, ModelConfig])
+@pytest.mark.parametrize("section", [TopLevel, GlobalArgs, QuantizationConfig, SessionConfig, ModelConfig])
 def test_every_key_stands_with_its_default(section: type[Section]) -> None:
     page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     heading = f"## `{section.NAME}`" if section.NAME else "## Top level"
     part = page[page.index(heading) :].split("\n## ")[0]
     rows = dict(ROW.findall(part))
-    assert {key.strip("`"): yaml.safe_load(default.strip("`")) for key, default in rows.items()} == section.defaults()
+    expected = {key: {} if isinstance(value, dict) else value for key, value in section.defaults().items()}
+    assert {key.strip("`"): yaml.safe_load(default.strip("`")) for key, default in rows.items()} == expected
 
 
 def test_every_generation_setting_is_described() -> None:

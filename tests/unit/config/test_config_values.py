@@ -13,6 +13,7 @@ from poptransformer.config import (
     GlobalArgs,
     InputsConfig,
     ModelConfig,
+    QuantizationConfig,
     Section,
     SessionConfig,
     TopLevel,
@@ -20,7 +21,7 @@ from poptransformer.config import (
 )
 from poptransformer.errors import ConfigError
 
-SECTIONS = [TopLevel, GlobalArgs, SessionConfig, ModelConfig, InputsConfig]
+SECTIONS = [TopLevel, GlobalArgs, QuantizationConfig, SessionConfig, ModelConfig, InputsConfig]
 
 
 @pytest.mark.parametrize("section", SECTIONS)

@@ -46,7 +46,12 @@ def test_max_length_is_what_the_model_was_trained_for() -> None:
     ("settings", "problem"),
     [
         ({"precision": "fp17"}, r"Invalid precision fp17, options: \['fp32', 'fp16', 'bf16'.*Nearest: fp16"),
-        ({"precision": "int4"}, "precision int4 arrives with a later release. This release runs: fp32, fp16, bf16"),
+        ({"precision": {"lm_head*": "int5"}}, r"Invalid precision int5 for lm_head\*, options: .*Nearest: int"),
+        (
+            {"quantization": {"int4_blok": 64}},
+            r"Unknown key global_args\.quantization\.int4_blok\. Nearest: int4_block",
+        ),
+        ({"quantization": {"int4_block": 48}}, r"Invalid int4_block 48, options: \['32', '64', '128'\]"),
         ({"model_type": "shards"}, r"Invalid model_type shards, options: \['shard', 'tp'\]. Nearest: shard"),
         ({"num_replicas": 2}, "num_replicas is 2, but tensor parallel execution arrives"),
         ({"num_replicas": 0}, "num_replicas must be an integer of at least 1, found 0"),
@@ -66,13 +71,15 @@ def test_wrong_settings(source: Any, settings: dict[str, Any], problem: str) -> 
     ("settings", "problem"),
     [
         ({"precision": "fp16"}, "was saved with precision fp32, not fp16. Load it without precision"),
+        ({"precision": {"*": "int4"}}, r"was saved with precision fp32, not \{\"\*\": \"int4\"\}"),
         ({"max_length": 32}, "was saved with max_length 64, not 32. Load it without max_length"),
+        ({"quantization": {"int4_block": 64}}, "was saved with int4_block 32, not 64. Load it without int4_block"),
     ],
 )
 def test_a_saved_model_keeps_its_settings(settings: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         poptransformer.load(tiny.saved(), **settings)
-    poptransformer.load(tiny.saved(), precision="fp32", max_length=64)
+    poptransformer.load(tiny.saved(), precision="fp32", max_length=64, quantization={"int4_block": 32})
 
 
 def test_an_unknown_architecture() -> None:

@@ -11,11 +11,14 @@ import onnx_ir as ir
 import pytest
 
 import poptransformer
-from poptransformer.graph import DOMAIN, IR_VERSION, Graph, function_names, onnx_function
+from poptransformer.graph import DOMAIN, IR_VERSION, Graph, function_names, function_spec, onnx_function
+from poptransformer.passes.fuse_linear import FUSED_LINEAR
 from tests.unit.runtime import tiny
 
 FAMILIES = ["llama", "gpt2"]
-FILES = ["model.onnx", "generator.onnx"]
+FILES = ["model.onnx", "decoder.onnx", "generator.onnx"]
+QUANTIZED = {"QuantizedLinear", "QuantizedEmbedding", "RoundToFloat8"}  # test_quantized_models.py
+IN_NO_MODEL_YET = {"WKV"}  # tests/custom_ops compares it with its body
 
 
 @pytest.fixture(params=FAMILIES)
@@ -44,14 +47,18 @@ def all_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
 def test_every_function_is_valid_onnx(name: str) -> None:
     graph = Graph()
     graph.output(graph.input("x", ir.DataType.FLOAT, [1]), "y")
-    model = ir.Model(graph.ir_graph, ir_version=IR_VERSION, functions=[onnx_function(name)])
+    functions = [onnx_function(name, variant) for variant in function_spec(name).variants()]
+    model = ir.Model(graph.ir_graph, ir_version=IR_VERSION, functions=functions)
+    assert len(model.functions) == len(functions)
     onnx.checker.check_model(ir.serde.serialize_model(model), full_check=True)
 
 
 def test_the_saved_models_use_every_function(family: str) -> None:
     """So that the checks of the files below have seen each of them inferred with real types."""
-    used = {function.name for file in FILES for function in proto(tiny.saved(family) / file).functions}
-    assert used == set(function_names())
+    used = {
+        function.name for file in (*FILES, "sampler.onnx") for function in proto(tiny.saved(family) / file).functions
+    }
+    assert used | QUANTIZED | IN_NO_MODEL_YET == {*function_names(), FUSED_LINEAR}
 
 
 def test_full_check(path: Path) -> None:
@@ -113,6 +120,17 @@ def test_inputs_and_outputs_of_the_step(family: str) -> None:
     }
 
 
+def test_the_decoder_is_the_step_that_chooses_its_tokens(family: str) -> None:
+    step, decoder = (proto(tiny.saved(family) / file).graph for file in ("model.onnx", "decoder.onnx"))
+    floats = ("temperature", "top_p", "min_p", "repetition_penalty")
+    assert signature(decoder.input) == signature(step.input) | {"history": ("INT64", ["batch", "history"])} | {
+        name: ("FLOAT" if name in floats else "INT64", ["batch"]) for name in (*floats, "top_k", "seed", "step")
+    }
+    presents = {name: value for name, value in signature(step.output).items() if name != "logits"}
+    counters = {name: ("INT64", ["batch"]) for name in ("token", "total_lengths", "next_step")}
+    assert signature(decoder.output) == presents | counters
+
+
 def test_inputs_and_outputs_of_the_generator(family: str) -> None:
     graph = proto(tiny.saved(family) / "generator.onnx").graph
     inputs, defaults = signature(graph.input), {tensor.name for tensor in graph.initializer}
@@ -134,7 +152,7 @@ def test_weights_lie_outside_on_page_boundaries_and_are_shared(family: str) -> N
     for file in FILES:
         large = [t for t in proto(folder / file).graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
         places[file] = {t.name: {entry.key: entry.value for entry in t.external_data} for t in large}
-    assert places["model.onnx"] == places["generator.onnx"]
+    assert places["model.onnx"] == places["decoder.onnx"] == places["generator.onnx"]
     assert {place["location"] for place in places["model.onnx"].values()} == {"weights.bin"}
     assert all(int(place["offset"]) % 4096 == 0 for place in places["model.onnx"].values())
     assert (folder / "model.onnx").stat().st_size < 60_000

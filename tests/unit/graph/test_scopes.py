@@ -113,7 +113,8 @@ def test_names_of_a_loop_body_follow_those_around_it() -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_all_names_of_a_model_are_unique(family: str) -> None:
-    for model in (tiny.engine(family).runtime.compiled.model, tiny.generator(family)):
+    engines = tiny.engine(family), tiny.unfused(family)
+    for model in (*(engine.runtime.compiled.model for engine in engines), tiny.generator(family)):
         nodes = list(ir.traversal.RecursiveGraphIterator(model.graph))
         values = [value.name for node in nodes for value in node.outputs] + list(model.graph.initializers)
         assert len({node.name for node in nodes}) == len(nodes)
@@ -134,7 +135,7 @@ def test_all_names_of_a_model_are_unique(family: str) -> None:
     ],
 )
 def test_nodes_are_found_under_the_names_of_the_checkpoint(family: str, name: str) -> None:
-    assert name in [node.name for node in tiny.engine(family).runtime.compiled.model.graph]
+    assert name in [node.name for node in tiny.unfused(family).runtime.compiled.model.graph]
 
 
 def test_placement_is_noted_on_nodes() -> None:
@@ -149,14 +150,15 @@ def test_placement_is_noted_on_nodes() -> None:
     assert not ops.relu(graph, x).producer().metadata_props
 
 
-def test_placement_survives_the_passes() -> None:
-    session = tiny.compiled_session(tiny.model(layer_per_ipu=[0, 1, 1]))
+@pytest.mark.parametrize("fuse", [True, False])
+def test_placement_survives_the_passes(fuse: bool) -> None:
+    session = tiny.compiled_session(tiny.model(layer_per_ipu=[0, 1, 1]), fuse=fuse)
     placed = {node.name: node.metadata_props.get("ipu") for node in session.engine.runtime.compiled.model.graph}
     blocks = {name: ipu for name, ipu in placed.items() if name.startswith("model/layers.")}
     assert {name.split("/")[1]: ipu for name, ipu in blocks.items()} == {"layers.0": "1", "layers.1": "2"}
     assert len({(name.split("/")[1], ipu) for name, ipu in blocks.items()}) == 2
-    assert "model/layers.1/mlp/up_proj/Linear" in blocks
-    assert placed["lm_head/Linear"] is None
+    assert ("model/layers.1/mlp/FusedLinear" if fuse else "model/layers.1/mlp/up_proj/Linear") in blocks
+    assert placed["lm_head/FusedLinear" if fuse else "lm_head/Linear"] is None
 
 
 def test_a_weight_is_bound_once() -> None:

@@ -30,7 +30,7 @@ def works(folder: Path | str) -> bool:
 def test_the_files() -> None:
     names = {path.name for path in tiny.saved().iterdir()}
     assert names == {
-        *("model.onnx", "generator.onnx", "sampler.onnx", "weights.bin", "poptransformer.json"),
+        *("model.onnx", "decoder.onnx", "generator.onnx", "sampler.onnx", "weights.bin", "poptransformer.json"),
         *("config.json", "generation_config.json"),
     }
     manifest = json.loads((tiny.saved() / "poptransformer.json").read_text())

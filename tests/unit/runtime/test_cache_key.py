@@ -36,6 +36,7 @@ PROMPT = tiny.PROMPTS[0]
         {"outline_blocks": "single_block"},
         {"num_embedding_partitions": 2},
         {"options": {"disable_outlining": True}},
+        {"options": {"fuse": False}},
     ],
     ids=str,
 )

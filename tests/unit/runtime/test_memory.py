@@ -75,6 +75,7 @@ engine = poptransformer.load(sys.argv[1])
 marks["loaded"] = anonymous()
 engine.runtime.step_session
 marks["step session"] = anonymous()
+engine.runtime.decoder_session
 engine.runtime.generator_session
 marks["generator session"] = anonymous()
 runner = engine.runtime.start(1, 65536)

@@ -119,6 +119,16 @@ def _engine(path: Path) -> Engine:
     return poptransformer.load(path)
 
 
+def unfused(family: str = "llama") -> Engine:
+    """An engine that tests share, with the graph as the layers wrote it."""
+    return _unfused(family)
+
+
+@functools.cache
+def _unfused(family: str) -> Engine:
+    return poptransformer.load(folder(family), fuse=False)
+
+
 def saved(family: str = "llama") -> Path:
     """A saved model that tests share; they must not change it."""
     return _saved(family)

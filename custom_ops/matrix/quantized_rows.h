@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+// Activations rounded to int8 for products with integer weights: symmetric, one fp32 scale per 32 columns.
+//
+// With s = max|x| / 127 over the 32 columns, code = round(x / s) (ties to even), |x - s * code| <= s / 2 each.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../common/thread_pool.h"
+
+namespace poptransformer {
+
+struct QuantizedRows {
+  int8_t* codes = nullptr;   ///< [rows, padded]; zero from the depth on.
+  float* scales = nullptr;   ///< [rows, padded / 32].
+  int32_t* sums = nullptr;   ///< [rows, padded / 32]: sum of the 32 codes.
+  int64_t padded = 0;        ///< Depth rounded up to what the matrix wants; a multiple of 32.
+};
+
+/// Bytes of memory that `quantized_rows_at` needs.
+size_t quantized_rows_bytes(int64_t rows, int64_t padded);
+
+/// Lays out the arrays in `memory`, which is aligned to 64 bytes.
+QuantizedRows quantized_rows_at(void* memory, int64_t rows, int64_t padded);
+
+/// Rounds rows `range` of x. NaN and infinity make the row's results NaN.
+void quantize_rows(const float* x, int64_t ld, int64_t depth, Range range, const QuantizedRows& out);
+
+}  // namespace poptransformer

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arrays that are made when somebody reads them, and that still know the packed blocks they would be made from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class PackedBlocks:
+    """A quantized matrix `[rows, depth]` as a checkpoint stores it.
+
+    Attributes:
+        layout: how the parts are to be read: a ggml type such as `Q4_1`, or one of
+            `poptransformer.quantization.checkpoints`.
+        rows: rows of the matrix; scales and blocks never span rows.
+        depth: columns of the matrix.
+        parts: by name, functions that return the stored arrays, views of the mapped file where possible.
+    """
+
+    layout: str
+    rows: int
+    depth: int
+    parts: dict[str, Callable[[], np.ndarray]]
+
+
+class LazyArray(np.lib.mixins.NDArrayOperatorsMixin):
+    """A float32 array whose values are computed on each read: by `numpy.asarray`, arithmetic, indexing, any method.
+
+    `shape`, `dtype`, `ndim`, `size` and `nbytes` are known without reading. `.T` stays lazy and remembers the packed
+    blocks; everything else gives an ordinary array.
+
+    Args:
+        load: returns the values, float32 in C order.
+        shape: the shape of what `load` returns.
+        packed: the blocks behind a matrix, or None where there are none that could be used as they are.
+        transposed: whether this is the transpose of what `load` returns.
+    """
+
+    is_lazy = True
+    dtype = np.dtype(np.float32)
+
+    def __init__(
+        self,
+        load: Callable[[], np.ndarray],
+        shape: tuple[int, ...],
+        packed: PackedBlocks | None = None,
+        transposed: bool = False,
+    ) -> None:
+        self._arguments = (load, shape, packed)
+        self._load = load
+        self._transposed = transposed
+        self.shape = tuple(shape[::-1] if transposed else shape)
+        self.packed = None if transposed else packed
+
+    @property
+    def T(self) -> LazyArray:  # noqa: N802 - numpy's name
+        """The transpose, still unread."""
+        return LazyArray(*self._arguments, transposed=not self._transposed)
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values once they are read."""
+        return self.size * self.dtype.itemsize
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("The values of a LazyArray are made when they are read: copy=False cannot be had.")
+        values = self._load()
+        if self._transposed:
+            values = values.T
+        return values if dtype is None else values.astype(dtype, copy=False)
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        read = [np.asarray(value) if isinstance(value, LazyArray) else value for value in inputs]
+        return getattr(ufunc, method)(*read, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        # Methods such as `astype` or `reshape`; private names would let copy and pickle in before __init__.
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(np.asarray(self), name)
+
+    def __getitem__(self, key: Any) -> Any:
+        return np.asarray(self)[key]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(np.asarray(self))
+
+    def __repr__(self) -> str:
+        return f"LazyArray({list(self.shape)} of {self.packed.layout if self.packed else 'unread'} values)"
