@@ -99,6 +99,9 @@ class Op : public OrtCustomOp {
     GetOutputCharacteristic = [](const OrtCustomOp* op, size_t i) { return characteristic(self(op).outputs[i]); };
     GetVariadicOutputMinArity = [](const OrtCustomOp*) { return 1; };
     GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 1; };
+    // onnxruntime gives an output of any type the type of the last such input; with several such inputs it insists on
+    // a function that could say otherwise.
+    InferOutputShapeFn = [](const OrtCustomOp*, OrtShapeInferContext*) -> OrtStatus* { return nullptr; };
   }
 
   void set_kernel_callbacks() {
