@@ -4,6 +4,8 @@
 #include <numeric>
 #include <sstream>
 
+#include "../matrix/packed.h"
+
 namespace poptransformer {
 namespace {
 
@@ -29,32 +31,6 @@ Matrix float_matrix(const Tensor& weight, int64_t columns) {
   return matrix;
 }
 
-Matrix packed_matrix(Format format, int64_t columns, const Tensor& codes, const Tensor& scales, const Tensor& offsets) {
-  Matrix matrix;
-  matrix.format = format;
-  matrix.columns = columns;
-  codes.expect_type({kUInt8});
-  codes.expect_shape({matrix.tiles(), "K / 32", format == Format::kInt4 ? 4 : 8, kTile, 4});
-  matrix.padded = codes.shape[1] * kChunk;
-  if (!scales) scales.reject("given, as the weight is packed", "none");
-  scales.expect_type({is_float8(format) ? kFloat32 : kFloat16});
-  scales.expect_shape({matrix.tiles(), "blocks", kTile});
-  const int64_t blocks = scales.shape[1];
-  if (matrix.padded > 0 && (blocks == 0 || matrix.padded % (blocks * kChunk) != 0)) {
-    scales.reject("of a number of blocks that divides " + std::to_string(codes.shape[1]), scales.shape.text());
-  }
-  matrix.block = blocks == 0 ? kChunk : matrix.padded / blocks;
-  if (offsets) {
-    if (format != Format::kInt4) offsets.reject("left out, as only int4 has offsets", offsets.shape.text());
-    offsets.expect_type({kFloat16});
-    offsets.expect_shape({matrix.tiles(), blocks, kTile});
-  }
-  matrix.data = codes.data;
-  matrix.scales = scales.data;
-  matrix.offsets = offsets.data;
-  return matrix;
-}
-
 /// One whole weight.
 Projection read_weight(const std::string& name, int64_t columns, const Tensor* inputs) {
   const Tensor &weight = inputs[0], &scales = inputs[1], &offsets = inputs[2], &bias = inputs[3];
@@ -62,6 +38,7 @@ Projection read_weight(const std::string& name, int64_t columns, const Tensor* i
   if (bias) bias.expect_shape({columns});
   Format format = Format::kFloat32;
   if (parse_packed_format(name, &format)) {
+    if (!scales) scales.reject("given, as the weight is packed", "none");
     return {packed_matrix(format, columns, weight, scales, offsets), bias.as<float>()};
   }
   for (const Tensor* other : {&scales, &offsets}) {
@@ -133,7 +110,8 @@ FusedOperands::FusedOperands(const FusedLayout& layout, const FusedTensors& inpu
       continue;
     }
     const int64_t* widths = &layout.columns[count];
-    const Projection whole = read_weight(layout.formats[i], std::accumulate(widths, widths + layout.splits[i], int64_t{0}), own);
+    const int64_t width = std::accumulate(widths, widths + layout.splits[i], int64_t{0});
+    const Projection whole = read_weight(layout.formats[i], width, own);
     int64_t first = 0;
     for (int64_t part = 0; part < layout.splits[i]; first += widths[part], ++part, ++count) {
       projections[count] = part_of(whole, first, widths[part]);
@@ -163,14 +141,11 @@ void FusedOperands::set_depth(const Tensor& x, const FusedTensors& inputs) {
   for (size_t i = 0; i < count; ++i) {
     Matrix& matrix = projections[i].matrix;
     const Tensor& weight = inputs[kFirstWeight + weight_of_[i] * kWeightInputs];
-    if (!is_packed(matrix.format)) {
-      if (matrix.depth != depth) weight.expect_shape({weight.shape[0], depth});
-    } else if (depth > matrix.padded || depth <= matrix.padded - matrix.block) {
-      const int64_t least = matrix.padded - matrix.block + 1;
-      x.reject("of " + std::to_string(least) + " to " + std::to_string(matrix.padded) + " columns, as its weights are",
-               x.shape.text());
+    if (is_packed(matrix.format)) {
+      set_packed_depth(x, &matrix);
+    } else if (matrix.depth != depth) {
+      weight.expect_shape({weight.shape[0], depth});
     }
-    matrix.depth = depth;
   }
 }
 

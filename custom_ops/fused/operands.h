@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a fused product reads besides its rows, checked: a norm, and one to three weights with biases, whose columns make
-// one to three projections.
+// What a fused product reads besides its rows, checked: a norm, and one to three weights with biases, whose columns
+// make one to three projections.
 #pragma once
 
 #include <array>
