@@ -12,9 +12,10 @@
 
 namespace poptransformer {
 
-/// A panel of this depth (16 or 32 KB of fp32) stays in the first-level cache. A multiple of kChunk.
-constexpr int64_t kPanelDepth = 256;
-/// Input rows per panel at most: their kPanelDepth columns (256 KB) stay in the second-level cache.
+/// A panel of this depth (24 or 48 KB of fp32) comes fast enough from the first or second-level cache. A multiple of
+/// kChunk.
+constexpr int64_t kPanelDepth = 384;
+/// Input rows per panel at most: their kPanelDepth columns (384 KB) stay in the second-level cache.
 constexpr int64_t kBlockRows = 256;
 
 /// The product of one rectangle. `Packer` knows the weight:
