@@ -205,6 +205,7 @@ def load(
     cache_dir: str | Path | None = None,
     quantization: Mapping[str, Any] | None = None,
     fuse: bool = True,
+    fp8_cache: bool | None = None,
 ) -> Engine:
     """Loads a checkpoint, or a folder that `Engine.save` wrote, and makes it ready to run.
 
@@ -221,6 +222,8 @@ def load(
         quantization: details of it, keys of `poptransformer.recipe.QuantizationConfig`.
         fuse: compute several nodes of the graph by one kernel; False runs the graph as the layers wrote it. A saved
             model is what it was when it was saved.
+        fp8_cache: keep keys and values in 8 bits, as E4M3FN; otherwise they take 16 beside weights of 8 or 4 bits, and
+            32 beside others. A saved model has its own.
     """
     settings = SessionSettings(threads=threads)
     build = Build(
@@ -232,12 +235,15 @@ def load(
     )
     if is_artefact(name_or_path):
         asked = {"precision": None if precision is None else build.recipe.text, "max_length": max_length}
+        asked["fp8_cache"] = fp8_cache
         return _load_saved(Path(name_or_path).expanduser().resolve(), {**asked, **(quantization or {})}, settings)
     from poptransformer.models import model_class_for
 
     checkpoint = open_checkpoint(name_or_path, cache_dir=cache_dir)
     with use_build(build):
-        model = model_class_for(checkpoint.config).from_checkpoint(checkpoint, max_length=max_length)
+        model = model_class_for(checkpoint.config).from_checkpoint(
+            checkpoint, max_length=max_length, fp8_cache=bool(fp8_cache)
+        )
     model.build_graph()
     return Engine.from_model(model, settings, fuse)
 
@@ -245,7 +251,9 @@ def load(
 def _load_saved(folder: Path, asked: Mapping[str, Any], settings: SessionSettings) -> Engine:
     """Opens a saved model, if it is what is asked for; None asks for nothing."""
     compiled = load_artefact(folder)
-    found = {"precision": compiled.info.precision, "max_length": compiled.info.max_length, **compiled.info.quantization}
+    info = compiled.info
+    found = {"precision": info.precision, "max_length": info.max_length, "fp8_cache": info.has_fp8_cache}
+    found |= info.quantization
     for name, value in asked.items():
         if value is not None and value != found.get(name):
             raise ConfigError(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Passes over the float graph: layout, precision, fusion, and the functions that define our own ops."""
 
+from poptransformer.passes.caches import store_caches
 from poptransformer.passes.functions import attach_functions
 from poptransformer.passes.fuse import fuse
 from poptransformer.passes.linear import matmul_to_linear
@@ -8,4 +9,12 @@ from poptransformer.passes.nested import name_nested_functions
 from poptransformer.passes.precision import store_weights
 from poptransformer.passes.quantize import quantize
 
-__all__ = ["attach_functions", "fuse", "matmul_to_linear", "name_nested_functions", "quantize", "store_weights"]
+__all__ = [
+    "attach_functions",
+    "fuse",
+    "matmul_to_linear",
+    "name_nested_functions",
+    "quantize",
+    "store_caches",
+    "store_weights",
+]

@@ -49,6 +49,11 @@ class ModelInfo:
     quantization: dict[str, Any] = dataclasses.field(default_factory=dict)
     report: QuantizationReport = QuantizationReport()
 
+    @property
+    def has_fp8_cache(self) -> bool:
+        """Whether keys and values are kept in 8 bits."""
+        return any(state.in_place and state.dtype == "uint8" for state in self.states)
+
     def to_metadata(self) -> dict[str, str]:
         """Returns it as ONNX metadata, one JSON value per field."""
         return {PREFIX + key: json.dumps(value) for key, value in dataclasses.asdict(self).items()}
@@ -118,6 +123,7 @@ def compile_model(
     )
     passes.matmul_to_linear(compiled)
     report = quantize(compiled, model)
+    states = passes.store_caches(compiled, model.states, _cache_dtype(model))
     if fuse:
         passes.fuse(compiled)
     passes.attach_functions(compiled)
@@ -129,12 +135,19 @@ def compile_model(
         max_length=model.max_length,
         vocab_size=_vocab_size(model),
         stop_token_ids=stop_token_ids(model),
-        states=model.states,
+        states=states,
         quantization=dataclasses.asdict(model.build.recipe.details),
         report=report,
     )
     compiled.metadata_props.update(info.to_metadata() | _provenance(model, compiler_options or {}))
     return CompiledModel(compiled, info)
+
+
+def _cache_dtype(model: HFModel) -> str:
+    """Caches are as exact as the weights: 16 bits beside weights of 8 or 4, 8 bits where they are asked for."""
+    if model.fp8_cache:
+        return "uint8"
+    return "float32" if model.build.recipe.is_float else "float16"
 
 
 def stop_token_ids(model: HFModel) -> tuple[int, ...]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steps that choose the next tokens themselves: one onnxruntime call per token, all of whose values are bound before."""
+"""Steps that choose the next tokens themselves: one onnxruntime call per token, with all values bound before."""
 
 from __future__ import annotations
 

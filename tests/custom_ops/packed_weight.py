@@ -98,8 +98,8 @@ def rounded(x: np.ndarray) -> np.ndarray:
 def rounding_bound(x: np.ndarray, weight: PackedWeight) -> np.ndarray:
     """How far off the rounding of x may bring each result: s / 2 * sum|w|, added over the blocks of 32 columns.
 
-    Each value of x moves by at most s / 2, so a result moves by at most the sum of s / 2 * |w| over its columns. In fp32
-    the codes themselves come from a product with two roundings, 2^-23 of at most 127, which may tip a tie.
+    Each value of x moves by at most s / 2, so a result moves by at most the sum of s / 2 * |w| over its columns. In
+    fp32 the codes themselves come from a product with two roundings, 2^-23 of at most 127, which may tip a tie.
     """
     _, scales = quantize_rows(x)
     steps = np.repeat(scales.astype(np.float64), CHUNK, axis=1)[:, : x.shape[1]]

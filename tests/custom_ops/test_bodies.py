@@ -42,11 +42,38 @@ def linear(dtype: Any, *leading: int, K: int, N: int) -> Case:
     return Case("Linear", name, [draw(*leading, K), draw(N, K, dtype=dtype)], {})
 
 
-def cached_attention(B: int, L: int, N: int, K: int, H: int, S: int, past: list[int]) -> Case:
+def cached_attention(
+    B: int,
+    L: int,
+    N: int,
+    K: int,
+    H: int,
+    S: int,
+    past: list[int],
+    dtype: Any = np.float32,
+    rotary: tuple[int, int] | None = None,
+) -> Case:
     heads = [draw(B, L, N * H), draw(B, L, K * H), draw(B, L, K * H)[::-1].copy()]
     caches = [draw(B, K, S, H), draw(B, K, S, H)[..., ::-1].copy()]
     attributes = {"num_heads": N, "num_kv_heads": K, "scale": H**-0.5}
-    return Case("CachedAttention", f"{[B, L, N, K, H, S]}", [*heads, *caches, np.array(past)], attributes)
+    caches = [stored(cache, dtype) for cache in caches]
+    attributes["cache"] = "e4m3fn" if dtype == np.uint8 else "float"
+    name = f"{np.dtype(dtype).name}{[B, L, N, K, H, S]}"
+    if rotary is None:
+        return Case("CachedAttention", name, [*heads, *caches, np.array(past)], attributes)
+    R, interleaved = rotary
+    angles = draw(B, L, R // 2)
+    attributes |= {"rotary_dim": R, "interleaved": interleaved}
+    cos, sin = np.cos(angles), np.sin(angles)
+    if dtype != np.float32:
+        # By quarter turns, which are exact: the last bit of another angle can tip the rounding of what is cached.
+        cos, sin = np.round(cos), np.round(sin) * (np.round(cos) == 0)
+    inputs = [*heads, cos, sin, *caches, np.array(past)]
+    return Case("RotaryCachedAttention", f"{name}{list(rotary)}", inputs, attributes)
+
+
+def stored(cache: np.ndarray, dtype: Any) -> np.ndarray:
+    return cache.astype(ml_dtypes.float8_e4m3fn).view(np.uint8) if dtype == np.uint8 else cache.astype(dtype)
 
 
 def wkv(B: int, L: int, D: int, lengths: list[int]) -> Case:
@@ -95,6 +122,13 @@ CASES = [
     cached_attention(2, 1, 9, 3, 64, 300, [7, 299]),
     cached_attention(3, 4, 6, 2, 20, 150, [0, 146, 33]),
     cached_attention(2, 50, 4, 1, 24, 80, [0, 30]),
+    *(
+        cached_attention(*sizes, past, dtype, rotary)
+        for sizes, past in (((1, 1, 9, 3, 64, 300), [200]), ((2, 30, 4, 2, 20, 60), [0, 30]))
+        for dtype in (np.float32, np.float16, np.uint8)
+        for rotary in (None, (20, 0), (16, 1))
+        if (dtype, rotary) != (np.float32, None)
+    ),
     wkv(1, 1, 768, [1]),
     wkv(2, 40, 100, [40, 7]),
     quantized_embedding("int4", 49, 75, 32, 2, 3),
@@ -127,7 +161,10 @@ def session(case: Case, library: str | None) -> ort.InferenceSession:
             helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
             for name, array in given.items()
         ],
-        [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in outputs],
+        [
+            helper.make_tensor_value_info(name, dtype, None)
+            for name, dtype in zip(outputs, output_types(case), strict=True)
+        ],
     )
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
     model = helper.make_model(
@@ -139,6 +176,14 @@ def session(case: Case, library: str | None) -> ort.InferenceSession:
     if library:
         options.register_custom_ops_library(library)
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def output_types(case: Case) -> list[int]:
+    """An attention's caches keep their type; everything else is fp32."""
+    count = len(onnx_function(case.op, next(iter(function_spec(case.op).variants()))).outputs)
+    named = dict(zip(function_spec(case.op).inputs, case.inputs, strict=True))
+    cache = helper.np_dtype_to_tensor_dtype(named["past_key"].dtype) if "past_key" in named else onnx.TensorProto.FLOAT
+    return [onnx.TensorProto.FLOAT, *[cache] * (count - 1)]
 
 
 def run(case: Case, values: dict[str, ort.OrtValue], library: str | None) -> list[np.ndarray]:

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Chooses the type that key/value caches are stored in; attention computes in fp32 whatever it is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from poptransformer.graph import DOMAIN
+from poptransformer.ops.attention import FLOAT8_CACHE, FLOAT_CACHE
+from poptransformer.state import StateSpec
+
+_ATTENTION = "CachedAttention"
+_FIRST_PAST, _FIRST_PRESENT = 3, 1  # past_key and present_key; the values' follow
+
+
+def store_caches(model: ir.Model, states: Sequence[StateSpec], dtype: str) -> tuple[StateSpec, ...]:
+    """Stores the caches of `CachedAttention` as `dtype`; other states stay as they are. Run it before `fuse`.
+
+    Args:
+        model: the model to change.
+        states: its states.
+        dtype: NumPy name: `float32`; `float16`, half of that; or `uint8`, codes of E4M3FN, a quarter.
+
+    Returns:
+        The states as they are now.
+    """
+    stored = ir.TensorType(ir.DataType.from_numpy(np.dtype(dtype)))
+    caches: set[str | None] = set()
+    for node in model.graph:
+        if (node.domain, node.op_type) != (DOMAIN, _ATTENTION):
+            continue
+        pasts = node.inputs[_FIRST_PAST : _FIRST_PAST + 2]
+        if any(past is None or not past.is_graph_input() or len(past.uses()) != 1 for past in pasts):
+            continue  # a cache that something else reads too
+        for value in (*pasts, *node.outputs[_FIRST_PRESENT : _FIRST_PRESENT + 2]):
+            if value is not None:
+                value.type = stored
+        caches |= {past.name for past in pasts if past is not None}
+        cache = FLOAT8_CACHE if dtype == "uint8" else FLOAT_CACHE
+        node.attributes["cache"] = ir.Attr("cache", ir.AttributeType.STRING, cache)
+    return tuple(dataclasses.replace(state, dtype=dtype) if state.past in caches else state for state in states)
