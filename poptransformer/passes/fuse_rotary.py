@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from poptransformer.graph import DOMAIN, function_names
+from poptransformer.graph import DOMAIN
 from poptransformer.passes.match import attributes_are, common_metadata, is_op, only_user, unique_name
 
 ATTENTION = "CachedAttention"
@@ -14,9 +14,7 @@ _ROTARY = ("num_heads", "rotary_embedding_dim", "interleaved")
 
 
 def fuse_rotary(model: ir.Model) -> None:
-    """Rewrites the main graph, if there is such an op."""
-    if ROTARY_ATTENTION not in function_names():
-        return
+    """Rewrites the main graph."""
     graph = model.graph
     names = {str(node.name) for node in graph}
     for node in list(graph):

@@ -23,7 +23,7 @@ ALLOWED = {
     "graph": set(),
     "generation": set(),
     "ops": {"graph"},
-    "passes": {"graph", "quantization", "quantization_report", "recipe"},
+    "passes": {"graph", "quantization", "quantization_report", "recipe", "state"},
     "quantization": {"native"},
     "layers": {"ops", "step", "build", "graph", "checkpoint"},
     "models": {"layers", "ops", "step", "build", "graph", "checkpoint", "utils"},

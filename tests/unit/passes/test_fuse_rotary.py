@@ -19,11 +19,6 @@ HEADS, KV_HEADS, H = 4, 2, 16
 FUSED = "RotaryCachedAttention"
 
 
-@pytest.fixture(autouse=True)
-def the_op_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fuse_rotary, "function_names", lambda: [FUSED])
-
-
 @dataclasses.dataclass
 class Rotation:
     """How queries or keys are rotated; None in place of one is not at all."""
@@ -86,6 +81,7 @@ def test_rotations_and_attention_become_one(rotary_dim: int, interleaved: bool) 
         "scale": 0.25,
         "rotary_dim": rotary_dim,
         "interleaved": int(interleaved),
+        "cache": "float",
     }
     assert [value.name for value in node.outputs] == ["output", "present_key", "present_value"]
 

@@ -31,7 +31,7 @@ def test_the_first_pattern_that_matches_counts() -> None:
         "model.layers.0.mlp.up.weight": "fp16",
         "model.layers.0.mlp.down.weight": "fp16",
         "model.layers.1.mlp.up.weight": "bf16",
-        "model.layers.1.mlp.down.weight": "int4 block 32",
+        "model.layers.1.mlp.down.weight": "int4 block 32 offsets",
     }
     assert run(model).shape == (2, 3, V)
 
@@ -78,9 +78,9 @@ def test_a_weight_with_other_readers_stays(pattern: str, level: int, caplog: pyt
 
 
 DETAILS = [
-    ("int4", {}, "int4 block 32", 4),
-    ("int4", {"int4_block": 64}, "int4 block 64", 4),
-    ("int4", {"int4_block": 128, "int4_symmetric": False}, "int4 block 128 offsets", 4),
+    ({"*": "int4"}, {}, "int4 block 32 offsets", 4),
+    ({"*": "int4"}, {"int4_block": 64, "int4_symmetric": True}, "int4 block 64", 4),
+    ({"*": "int4"}, {"int4_block": 128}, "int4 block 128 offsets", 4),
     ("int8", {"int8_block": "channel"}, "int8 channel", 8),
     ("int8", {"int8_block": 128}, "int8 block 128", 8),
     ("fp8_weight", {}, "e4m3fn channel", 8),
@@ -91,7 +91,7 @@ DETAILS = [
 
 
 @pytest.mark.parametrize(("precision", "details", "stored", "bits"), DETAILS, ids=str)
-def test_details(precision: str, details: dict[str, Any], stored: str, bits: int) -> None:
+def test_details(precision: Any, details: dict[str, Any], stored: str, bits: int) -> None:
     model, report = quantized(precision, **details)
     assert {weight.stored for weight in report.weights} == {stored}
     scales = [v.const_value.numpy() for name, v in model.graph.initializers.items() if name.endswith(".scales")]
@@ -102,6 +102,14 @@ def test_details(precision: str, details: dict[str, Any], stored: str, bits: int
         assert set(mantissas) == {0.5}
     rounding = {node.attributes["scaling"].as_string() for node in model.graph if node.op_type == "RoundToFloat8"}
     assert rounding == ({"power_of_two"} if precision == "fp8" else set())
+
+
+def test_int4_alone_keeps_the_head_in_8_bits() -> None:
+    _, report = quantized("int4")
+    assert {weight.name: weight.stored for weight in report.weights if "embed" in weight.name} == {
+        "model.embed.weight": "int8 block 32"
+    }
+    assert {weight.stored for weight in report.weights if "mlp" in weight.name} == {"int4 block 32 offsets"}
 
 
 def test_details_of_one_rule() -> None:
