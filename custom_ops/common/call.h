@@ -41,7 +41,25 @@ struct OpSpec {
   std::vector<ArgumentSpec> outputs;
 };
 
-/// The attributes of one node, read when its kernel is created.
+/// Fills in `tensor` from a value of onnxruntime's, which keeps owning the data.
+inline void read_tensor(const OrtValue* value, Tensor* tensor) {
+  OrtTensorTypeAndShapeInfo* info = nullptr;
+  check(g_ort->GetTensorTypeAndShape(value, &info));
+  OrtStatus* status = g_ort->GetTensorElementType(info, &tensor->type);
+  if (status == nullptr) status = g_ort->GetDimensionsCount(info, &tensor->shape.rank);
+  if (status == nullptr && tensor->shape.rank <= Shape::kMaxRank) {
+    status = g_ort->GetDimensions(info, tensor->shape.dims, tensor->shape.rank);
+  }
+  g_ort->ReleaseTensorTypeAndShapeInfo(info);
+  check(status);
+  if (tensor->shape.rank > Shape::kMaxRank) {
+    tensor->reject("of rank " + std::to_string(Shape::kMaxRank) + " or less", tensor->shape.rank);
+  }
+  check(g_ort->GetTensorMutableData(const_cast<OrtValue*>(value), const_cast<void**>(&tensor->data)));
+  tensor->present = true;
+}
+
+/// The attributes of one node and those of its inputs that are constant, read when its kernel is created.
 class Attributes {
  public:
   Attributes(const OpSpec& spec, const OrtKernelInfo* info) : spec_(spec), info_(info) {}
@@ -68,6 +86,36 @@ class Attributes {
     require(g_ort->KernelInfoGetAttribute_string(info_, name, value.data(), &size), name, "string");
     value.resize(size > 0 ? size - 1 : 0);
     return value;
+  }
+
+  /// @throws Error if the attribute is missing.
+  std::vector<int64_t> get_ints(const char* name) const {
+    size_t size = 0;
+    require(g_ort->KernelInfoGetAttributeArray_int64(info_, name, nullptr, &size), name, "ints");
+    std::vector<int64_t> values(size);
+    require(g_ort->KernelInfoGetAttributeArray_int64(info_, name, values.data(), &size), name, "ints");
+    return values;
+  }
+
+  /// Whether the node has an input at `index`; an optional one may be left out.
+  bool has_input(size_t index) const {
+    size_t count = 0, size = 0;  // The size of a name counts the terminating zero.
+    check(g_ort->KernelInfo_GetInputCount(info_, &count));
+    if (index >= count) return false;
+    check(g_ort->KernelInfo_GetInputName(info_, index, nullptr, &size));
+    return size > 1;
+  }
+
+  /// The input at `index` if it is the same at every call: an initializer of the node's own graph. Its data stay where
+  /// they are as long as the kernel lives. False in a boolean context otherwise.
+  Tensor constant_input(size_t index) const {
+    Tensor tensor(spec_.name, spec_.inputs[index].name);
+    if (!has_input(index)) return tensor;
+    int is_constant = 0;
+    const OrtValue* value = nullptr;
+    check(g_ort->KernelInfoGetConstantInput_tensor(info_, index, &is_constant, &value));
+    if (is_constant && value != nullptr) read_tensor(value, &tensor);
+    return tensor;
   }
 
   /// Throws `poptransformer.<op>: attribute '<name>' must be <expected>, found <found>`.
@@ -98,16 +146,7 @@ class Call {
     const OrtValue* value = nullptr;
     if (index < input_count()) check(g_ort->KernelContext_GetInput(context_, index, &value));
     if (value == nullptr) return tensor;
-    tensor.present = true;
-    OrtTensorTypeAndShapeInfo* info = nullptr;
-    check(g_ort->GetTensorTypeAndShape(value, &info));
-    OrtStatus* status = read_shape(info, &tensor);
-    g_ort->ReleaseTensorTypeAndShapeInfo(info);
-    check(status);
-    if (tensor.shape.rank > Shape::kMaxRank) {
-      tensor.reject("of rank " + std::to_string(Shape::kMaxRank) + " or less", tensor.shape.rank);
-    }
-    check(g_ort->GetTensorMutableData(const_cast<OrtValue*>(value), const_cast<void**>(&tensor.data)));
+    read_tensor(value, &tensor);
     return tensor;
   }
 
@@ -140,15 +179,6 @@ class Call {
     size_t count = 0;
     check(g_ort->KernelContext_GetOutputCount(context_, &count));
     return count;
-  }
-
-  static OrtStatus* read_shape(const OrtTensorTypeAndShapeInfo* info, Tensor* tensor) {
-    OrtStatus* status = g_ort->GetTensorElementType(info, &tensor->type);
-    if (status == nullptr) status = g_ort->GetDimensionsCount(info, &tensor->shape.rank);
-    if (status == nullptr && tensor->shape.rank <= Shape::kMaxRank) {
-      status = g_ort->GetDimensions(info, tensor->shape.dims, tensor->shape.rank);
-    }
-    return status;
   }
 
   const OpSpec& spec_;

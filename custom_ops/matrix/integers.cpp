@@ -1,46 +1,114 @@
 // SPDX-License-Identifier: Apache-2.0
-// int4 and int8 weights times int8 activations: exact integer sums per 32 columns, scaled and added in fp32.
+// int4 and int8 weights times int8 activations, see integer_tile.h. Here: in which order tiles and rows are visited.
 #include <algorithm>
 #include <cstdint>
 
-#include "../common/float_formats.h"
+#include "integer_tile.h"
 #include "matrix.h"
 
 namespace poptransformer {
 namespace {
 
-/// The code of a weight's row `n`, column `k` as it is stored.
-int32_t code_at(const Matrix& m, int64_t n, int64_t k) {
-  const int64_t chunk = n / kTile * (m.padded / kChunk) + k / kChunk, r = n % kTile, inside = k % kChunk;
-  const auto* codes = static_cast<const uint8_t*>(m.data);
-  if (m.format == Format::kInt8) return codes[chunk * 512 + (inside / 4) * 64 + r * 4 + inside % 4];
-  const uint8_t pair = codes[chunk * 256 + (inside % 16 / 4) * 64 + r * 4 + inside % 4];
-  return inside < 16 ? pair & 15 : pair >> 4;
-}
+/// Activations that are multiplied with one tile after the other stay in the second-level cache.
+constexpr int64_t kActivationBytes = 256 << 10;
+
+/// One rectangle of the output.
+class Rectangle {
+ public:
+  Rectangle(const Matrix& matrix, const QuantizedRows& rows, const Block& block, float* y, int64_t ldy)
+      : m_(matrix), x_(rows), block_(block), y_(y), ldy_(ldy) {}
+
+  void multiply() const {
+    const int64_t groups = std::max<int64_t>(1, kActivationBytes / std::max<int64_t>(1, m_.padded) / tiles_.max_rows);
+    const int64_t step = groups * tiles_.max_rows;
+    for (int64_t row = block_.rows.begin; row < block_.rows.end; row += step) {
+      multiply_rows({row, std::min(row + step, block_.rows.end)});
+    }
+  }
+
+ private:
+  /// All tiles, as streams side by side: each stream is a run of tiles that lie one behind the other in memory.
+  void multiply_rows(Range rows) const {
+    int64_t tile = block_.columns.begin / kTile;
+    const int64_t end = block_.columns.end / kTile;  // Of the whole tiles.
+    for (int width = tiles_.max_tiles(rows.end - rows.begin); width > 0; width /= 2) {
+      const int64_t stream = (end - tile) / width;
+      for (int64_t i = 0; i < stream; ++i) {
+        IntegerTile call = make_call();
+        for (int t = 0; t < width; ++t) set_tile(&call, t, rows.begin, tile + t * stream + i);
+        multiply_tiles(&call, width, rows);
+      }
+      tile += width * stream;
+    }
+    if (block_.columns.end % kTile != 0 && block_.columns.end > block_.columns.begin) multiply_last(end, rows);
+  }
+
+  /// A tile of which only some rows are there.
+  void multiply_last(int64_t tile, Range rows) const {
+    const int64_t width = block_.columns.end - tile * kTile;
+    for (int64_t row = rows.begin; row < rows.end; row += tiles_.max_rows) {
+      const Range few{row, std::min(row + tiles_.max_rows, rows.end)};
+      float results[kMaxIntegerRows * kTile];
+      IntegerTile call = make_call();
+      set_tile(&call, 0, row, tile);
+      call.y[0] = results;
+      call.ldy = kTile;
+      multiply_group(&call, 1, few);
+      for (int64_t r = 0; r < few.end - few.begin; ++r) {
+        std::copy_n(results + r * kTile, width, y_at(few.begin + r, tile));
+      }
+    }
+  }
+
+  void multiply_tiles(IntegerTile* call, int tiles, Range rows) const {
+    for (int64_t row = rows.begin; row < rows.end; row += tiles_.max_rows) {
+      const Range few{row, std::min(row + tiles_.max_rows, rows.end)};
+      multiply_group(call, tiles, few);
+      for (int t = 0; t < tiles; ++t) call->y[t] += tiles_.max_rows * ldy_;
+    }
+  }
+
+  void multiply_group(IntegerTile* call, int tiles, Range rows) const {
+    const int64_t chunks = m_.padded / kChunk;
+    call->x = x_.codes + rows.begin * x_.padded;
+    call->x_scales = x_.scales + rows.begin * chunks;
+    call->x_sums = x_.sums + rows.begin * chunks;
+    tiles_.find(codes_, static_cast<int>(rows.end - rows.begin), tiles)(*call);
+  }
+
+  IntegerTile make_call() const {
+    IntegerTile call;
+    call.blocks = m_.padded / m_.block;
+    call.chunks_per_block = m_.block / kChunk;
+    call.ldy = ldy_;
+    return call;
+  }
+
+  void set_tile(IntegerTile* call, int t, int64_t row, int64_t tile) const {
+    const int64_t scales = tile * call->blocks * kTile;
+    call->codes[t] = static_cast<const uint8_t*>(m_.data) + tile * (m_.padded / kChunk) * chunk_bytes(codes_);
+    call->scales[t] = static_cast<const Float16*>(m_.scales) + scales;
+    if (m_.offsets) call->offsets[t] = static_cast<const Float16*>(m_.offsets) + scales;
+    call->y[t] = y_at(row, tile);
+  }
+
+  float* y_at(int64_t row, int64_t tile) const {
+    return y_ + (row - block_.rows.begin) * ldy_ + tile * kTile - block_.columns.begin;
+  }
+
+  const Matrix& m_;
+  const QuantizedRows& x_;
+  const Block& block_;
+  float* const y_;
+  const int64_t ldy_;
+  const IntegerTiles& tiles_ = IntegerTiles::pick();
+  const Codes codes_ = m_.format == Format::kInt8 ? Codes::kInt8 : m_.offsets ? Codes::kInt4Offsets : Codes::kInt4;
+};
 
 }  // namespace
 
-void multiply_integers(const Matrix& m, const Input& input, const Block& block, float* y, int64_t ldy) {
-  const QuantizedRows& x = input.quantized;
-  const auto* scales = static_cast<const Float16*>(m.scales);
-  const auto* offsets = static_cast<const Float16*>(m.offsets);
-  const int64_t chunks = m.padded / kChunk, blocks = m.padded / m.block;
-  const int32_t zero = m.format == Format::kInt8 ? 128 : offsets ? 0 : 8;
-  for (int64_t row = block.rows.begin; row < block.rows.end; ++row) {
-    for (int64_t n = block.columns.begin; n < block.columns.end; ++n) {
-      float total = 0.0f;
-      for (int64_t c = 0; c < chunks; ++c) {
-        const int8_t* codes = x.codes + row * x.padded + c * kChunk;
-        int32_t sum = 0;
-        for (int64_t i = 0; i < kChunk; ++i) sum += (code_at(m, n, c * kChunk + i) - zero) * codes[i];
-        const int64_t scale = (n / kTile * blocks + c * kChunk / m.block) * kTile + n % kTile;
-        float value = to_float(scales[scale]) * static_cast<float>(sum);
-        if (offsets) value += to_float(offsets[scale]) * static_cast<float>(x.sums[row * chunks + c]);
-        total += value * x.scales[row * chunks + c];
-      }
-      y[(row - block.rows.begin) * ldy + n - block.columns.begin] = total;
-    }
-  }
+void multiply_integers(const Matrix& matrix, const Input& input, const Block& block, float* y, int64_t ldy) {
+  Rectangle(matrix, input.quantized, block, y, ldy).multiply();
 }
 
 }  // namespace poptransformer

@@ -3,23 +3,115 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
-namespace poptransformer {
+#include "../common/simd.h"
 
+namespace poptransformer {
 namespace {
 
+constexpr int64_t kBlock = 32;
+/// Blocks with no value as large as this are zero: 127 / max|x| would come close to fp32's largest number.
+constexpr float kLeast = 0x1p-100f;
+
 size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+/// Where the results of consecutive blocks go.
+struct Blocks {
+  int8_t* codes;
+  float* scales;
+  int32_t* sums;
+
+  Blocks from(int64_t block) const { return {codes + block * kBlock, scales + block, sums + block}; }
+};
+
+/// The factor from a value to its code, for blocks whose largest value has these bits; sets the block's scale. Bits of
+/// finite numbers without a sign compare like the numbers, and those of infinity and NaN are greater.
+inline float code_factor(int32_t greatest_bits, float* scale) {
+  float greatest;
+  std::memcpy(&greatest, &greatest_bits, sizeof greatest);
+  const bool finite = greatest_bits < 0x7f800000, counts = finite && greatest >= kLeast;
+  *scale = counts ? greatest / 127.0f : finite ? 0.0f : std::numeric_limits<float>::quiet_NaN();
+  return counts ? 127.0f / greatest : 0.0f;
+}
+
+void quantize_portable(const float* x, int64_t blocks, const Blocks& out) {
+  for (int64_t b = 0; b < blocks; ++b, x += kBlock) {
+    int32_t greatest = 0;
+    for (int64_t i = 0; i < kBlock; ++i) {
+      int32_t bits;
+      std::memcpy(&bits, x + i, sizeof bits);
+      greatest = std::max(greatest, bits & 0x7fffffff);
+    }
+    const float factor = code_factor(greatest, out.scales + b);
+    int32_t sum = 0;
+    for (int64_t i = 0; i < kBlock; ++i) {
+      // Without a factor the values may be beyond what an int8 can hold, or not even numbers.
+      const auto code = static_cast<int8_t>(factor > 0.0f ? std::nearbyint(x[i] * factor) : 0.0f);
+      out.codes[b * kBlock + i] = code;
+      sum += code;
+    }
+    out.sums[b] = sum;
+  }
+}
+
+#if POPTRANSFORMER_X86
+
+POPTRANSFORMER_AVX2 inline __m128i max_of(__m256i v) {
+  const __m128i half = _mm_max_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+  const __m128i pair = _mm_max_epi32(half, _mm_shuffle_epi32(half, 0x4e));
+  return _mm_max_epi32(pair, _mm_shuffle_epi32(pair, 0xb1));
+}
+
+POPTRANSFORMER_AVX2 inline __m128i sum_of(__m256i v) {
+  const __m128i half = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+  const __m128i pair = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4e));
+  return _mm_add_epi32(pair, _mm_shuffle_epi32(pair, 0xb1));
+}
+
+/// round(x * factor); zero where the factor is zero, even of infinity and NaN.
+POPTRANSFORMER_AVX2 inline __m256i codes_of(__m256 x, __m256 factor) {
+  const __m256 counts = _mm256_cmp_ps(factor, _mm256_setzero_ps(), _CMP_GT_OQ);
+  return _mm256_cvtps_epi32(_mm256_and_ps(_mm256_mul_ps(x, factor), counts));
+}
+
+POPTRANSFORMER_AVX2 void quantize_avx2(const float* x, int64_t blocks, const Blocks& out) {
+  const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+  const __m256i in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  for (int64_t b = 0; b < blocks; ++b, x += kBlock) {
+    __m256 values[4];
+    __m256i bits[4], codes[4];
+    POPTRANSFORMER_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      values[i] = _mm256_loadu_ps(x + 8 * i);
+      bits[i] = _mm256_castps_si256(_mm256_and_ps(values[i], magnitude));
+    }
+    const __m256i greatest = _mm256_max_epi32(_mm256_max_epi32(bits[0], bits[1]), _mm256_max_epi32(bits[2], bits[3]));
+    const __m256 factor = _mm256_set1_ps(code_factor(_mm_cvtsi128_si32(max_of(greatest)), out.scales + b));
+    POPTRANSFORMER_UNROLL
+    for (int i = 0; i < 4; ++i) codes[i] = codes_of(values[i], factor);
+    const __m256i sums = _mm256_add_epi32(_mm256_add_epi32(codes[0], codes[1]), _mm256_add_epi32(codes[2], codes[3]));
+    out.sums[b] = _mm_cvtsi128_si32(sum_of(sums));
+    // Packing goes by halves of a vector, and leaves runs of four codes out of order.
+    const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(codes[0], codes[1]),
+                                              _mm256_packs_epi32(codes[2], codes[3]));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out.codes + b * kBlock),
+                        _mm256_permutevar8x32_epi32(packed, in_order));
+  }
+}
+
+#endif  // POPTRANSFORMER_X86
 
 }  // namespace
 
 size_t quantized_rows_bytes(int64_t rows, int64_t padded) {
-  const size_t codes = static_cast<size_t>(rows * padded), blocks = codes / 32;
+  const size_t codes = static_cast<size_t>(rows * padded), blocks = codes / kBlock;
   return aligned(codes) + aligned(blocks * sizeof(float)) + aligned(blocks * sizeof(int32_t));
 }
 
 QuantizedRows quantized_rows_at(void* memory, int64_t rows, int64_t padded) {
-  const size_t codes = static_cast<size_t>(rows * padded), blocks = codes / 32;
+  const size_t codes = static_cast<size_t>(rows * padded), blocks = codes / kBlock;
   char* place = static_cast<char*>(memory);
   QuantizedRows out;
   out.codes = reinterpret_cast<int8_t*>(place);
@@ -30,27 +122,21 @@ QuantizedRows quantized_rows_at(void* memory, int64_t rows, int64_t padded) {
 }
 
 void quantize_rows(const float* x, int64_t ld, int64_t depth, Range range, const QuantizedRows& out) {
-  const int64_t blocks = out.padded / 32;
+  const auto quantize = POPTRANSFORMER_PICK(quantize);
+  const int64_t blocks = out.padded / kBlock, whole = depth / kBlock, rest = depth % kBlock;
   for (int64_t row = range.begin; row < range.end; ++row) {
-    for (int64_t b = 0; b < blocks; ++b) {
-      const float* source = x + row * ld + b * 32;
-      int8_t* codes = out.codes + row * out.padded + b * 32;
-      const int64_t count = std::clamp<int64_t>(depth - b * 32, 0, 32);
-      float greatest = 0.0f;
-      bool finite = true;
-      for (int64_t i = 0; i < count; ++i) {
-        greatest = std::max(greatest, std::fabs(source[i]));
-        finite &= std::isfinite(source[i]);
-      }
-      const float inverse = greatest > 0.0f && finite ? 127.0f / greatest : 0.0f;
-      int32_t sum = 0;
-      for (int64_t i = 0; i < 32; ++i) {
-        codes[i] = i < count && finite ? static_cast<int8_t>(std::nearbyint(source[i] * inverse)) : 0;
-        sum += codes[i];
-      }
-      out.scales[row * blocks + b] = finite ? greatest / 127.0f : std::numeric_limits<float>::quiet_NaN();
-      out.sums[row * blocks + b] = sum;
+    const float* const source = x + row * ld;
+    const Blocks target{out.codes + row * out.padded, out.scales + row * blocks, out.sums + row * blocks};
+    quantize(source, whole, target);
+    int64_t done = whole;
+    if (rest > 0) {
+      float part[kBlock] = {};
+      std::copy_n(source + whole * kBlock, rest, part);
+      quantize(part, 1, target.from(done++));
     }
+    std::fill_n(target.codes + done * kBlock, (blocks - done) * kBlock, int8_t{0});
+    std::fill_n(target.scales + done, blocks - done, 0.0f);
+    std::fill_n(target.sums + done, blocks - done, 0);
   }
 }
 
