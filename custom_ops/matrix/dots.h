@@ -15,7 +15,7 @@ namespace poptransformer {
 
 constexpr int kDotRows = 4;        ///< Weight rows per call: four memory streams use the bandwidth of a core.
 constexpr int kMaxDotInputs = 4;   ///< Input rows per call at most, on any processor.
-constexpr int kMaxDotRows = 24;    ///< Input rows of a product by dots at most, on any processor.
+constexpr int kMaxDotRows = 48;    ///< Input rows of a product by dots at most, on any processor.
 /// Steps of this depth keep four weight rows and a few input rows in the first-level cache.
 constexpr int64_t kDotDepth = 1024;
 
@@ -76,8 +76,8 @@ struct Dots {
 #if POPTRANSFORMER_X86
     // Four rows of fp32 come faster than the sums with three inputs and more let the processor look ahead; the second
     // pass gives the prefetches of the first one time.
-    if (simd() >= Simd::kAvx512) return {dot_avx512<Weight>, 4, sizeof(Weight) == 4 ? 2 : 4, kMaxDotRows};
-    if (simd() >= Simd::kAvx2) return {dot_avx2<Weight>, 2, 2, kMaxDotRows};
+    if (simd() >= Simd::kAvx512) return {dot_avx512<Weight>, 4, sizeof(Weight) == 4 ? 2 : 4, 48};
+    if (simd() >= Simd::kAvx2) return {dot_avx2<Weight>, 2, 2, 20};
 #endif
     return {dot_portable<Weight>, kMaxDotInputs, kMaxDotInputs, 4};
   }

@@ -37,10 +37,11 @@ struct TilePacker {
     pack_tile({tiles.codes_of(tile), tiles.scales_of(tile), tiles.block, first, depth, panel, ld_panel});
   }
 
+  static constexpr int64_t kRowBytes = 1;
+
   /// A sixteenth of the tile's codes: they lie by columns, not by rows.
-  void prefetch(int64_t column, int64_t first, int64_t depth) const {
-    const uint8_t* codes = tiles.codes_of(column / kTile) + first * kTile + column % kTile * depth;
-    for (int64_t byte = 0; byte < depth; byte += 64) poptransformer::prefetch(codes + byte);
+  const void* row(int64_t column, int64_t first, int64_t depth) const {
+    return tiles.codes_of(column / kTile) + first * kTile + column % kTile * depth;
   }
 };
 

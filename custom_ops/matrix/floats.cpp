@@ -21,10 +21,9 @@ struct RowPacker {
     pack_rows(weight + column * ld + first, ld, width, depth, panel, ld_panel);
   }
 
-  void prefetch(int64_t column, int64_t first, int64_t depth) const {
-    const char* row = reinterpret_cast<const char*>(weight + column * ld + first);
-    for (int64_t byte = 0; byte < depth * int64_t{sizeof(Weight)}; byte += 64) poptransformer::prefetch(row + byte);
-  }
+  static constexpr int64_t kRowBytes = sizeof(Weight);
+
+  const void* row(int64_t column, int64_t first, int64_t) const { return weight + column * ld + first; }
 };
 
 template <class Weight>

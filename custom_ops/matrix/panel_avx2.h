@@ -68,13 +68,18 @@ POPTRANSFORMER_AVX2 void panel_rows_avx2(const PanelArguments& t) {
   const float* x = t.x;
   const float* panel = t.panel;
   const int64_t ldx = t.ldx, ld_panel = t.ld_panel;
-  for (int64_t k = 0; k < t.depth; ++k, panel += ld_panel) {
-    const __m256 w_left = _mm256_loadu_ps(panel), w_right = _mm256_loadu_ps(panel + 8);
-    POPTRANSFORMER_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      const __m256 value = _mm256_broadcast_ss(x + r * ldx + k);
-      left[r] = _mm256_fmadd_ps(value, w_left, left[r]);
-      right[r] = _mm256_fmadd_ps(value, w_right, right[r]);
+  const int64_t step = t.ahead->depth_per_line;
+  for (int64_t first = 0, line = 0; first < t.depth; first += step, ++line) {
+    for (int i = 0; i < t.ahead->count; ++i) prefetch(t.ahead->rows[i] + 64 * line);
+    const int64_t end = std::min(first + step, t.depth);
+    for (int64_t k = first; k < end; ++k, panel += ld_panel) {
+      const __m256 w_left = _mm256_loadu_ps(panel), w_right = _mm256_loadu_ps(panel + 8);
+      POPTRANSFORMER_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        const __m256 value = _mm256_broadcast_ss(x + r * ldx + k);
+        left[r] = _mm256_fmadd_ps(value, w_left, left[r]);
+        right[r] = _mm256_fmadd_ps(value, w_right, right[r]);
+      }
     }
   }
   POPTRANSFORMER_UNROLL

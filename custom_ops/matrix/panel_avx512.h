@@ -19,15 +19,20 @@ POPTRANSFORMER_AVX512 void panel_rows_avx512(const PanelArguments& t) {
   const float* x = t.x;
   const float* panel = t.panel;
   const int64_t ldx = t.ldx, ld_panel = t.ld_panel;
-  for (int64_t k = 0; k < t.depth; ++k, panel += ld_panel) {
-    POPTRANSFORMER_UNROLL
-    for (int v = 0; v < kVectors; ++v) w[v] = _mm512_loadu_ps(panel + 16 * v);
-    POPTRANSFORMER_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      const __m512 value = _mm512_set1_ps(x[r * ldx + k]);
+  const int64_t step = t.ahead->depth_per_line;
+  for (int64_t first = 0, line = 0; first < t.depth; first += step, ++line) {
+    for (int i = 0; i < t.ahead->count; ++i) prefetch(t.ahead->rows[i] + 64 * line);
+    const int64_t end = std::min(first + step, t.depth);
+    for (int64_t k = first; k < end; ++k, panel += ld_panel) {
       POPTRANSFORMER_UNROLL
-      for (int v = 0; v < kVectors; ++v) {
-        sums[r * kVectors + v] = _mm512_fmadd_ps(value, w[v], sums[r * kVectors + v]);
+      for (int v = 0; v < kVectors; ++v) w[v] = _mm512_loadu_ps(panel + 16 * v);
+      POPTRANSFORMER_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        const __m512 value = _mm512_set1_ps(x[r * ldx + k]);
+        POPTRANSFORMER_UNROLL
+        for (int v = 0; v < kVectors; ++v) {
+          sums[r * kVectors + v] = _mm512_fmadd_ps(value, w[v], sums[r * kVectors + v]);
+        }
       }
     }
   }

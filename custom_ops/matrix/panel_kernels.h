@@ -25,6 +25,13 @@ void pack_rows_portable(const Weight* weights, int64_t ld, int rows, int64_t dep
   }
 }
 
+/// What a tile asks for while it multiplies, a little at a time: more than a few lines at once would hold it up.
+struct PanelPrefetch {
+  const char* rows[kMaxPanelColumns];
+  int count;
+  int64_t depth_per_line;  ///< One cache line of each row per so many columns of the input.
+};
+
 /// c[r][j] = start[r][j] + sum over k of x[r][k] * panel[k][j]. Leading dimensions in values; ld_start = 0 starts every
 /// row from the same values.
 struct PanelArguments {
@@ -37,6 +44,7 @@ struct PanelArguments {
   float* c;
   int64_t ldc;
   int64_t depth;
+  const PanelPrefetch* ahead;
 };
 
 inline void panel_tile_portable(int rows, int columns, const PanelArguments& t) {

@@ -23,8 +23,9 @@ constexpr int64_t kBlockRows = 256;
 ///   // panel[k * ld + r] = weight row (column + r), column (first + k) as fp32, for r < width <= 16 and k < depth;
 ///   // zero for the other r < 16. Writes to rows of the panel up to the next multiple of kChunk.
 ///   void pack(int64_t column, int width, int64_t first, int64_t depth, float* panel, int64_t ld) const;
-///   // Asks for what `pack` reads of one weight row.
-///   void prefetch(int64_t column, int64_t first, int64_t depth) const;
+///   // The memory that `pack` reads for weight row `column`, from column `first` on, and its bytes per column.
+///   const void* row(int64_t column, int64_t first, int64_t depth) const;
+///   static constexpr int64_t kRowBytes = ...;
 template <class Packer>
 class PanelProduct {
  public:
@@ -74,14 +75,18 @@ class PanelProduct {
   void multiply_panel(const Range& rows, const Panel& now, const Panel& next) const {
     const int64_t tiles = (rows.end - rows.begin + tile_.rows - 1) / tile_.rows;
     for (int64_t t = 0; t < tiles; ++t) {
-      const Range asked = {next.width * t / tiles, next.width * (t + 1) / tiles};
-      for (int64_t c = asked.begin; c < asked.end; ++c) packer_.prefetch(next.column + c, next.first, next.depth);
+      PanelPrefetch ahead;
+      ahead.depth_per_line = 64 / Packer::kRowBytes;
+      ahead.count = 0;
+      for (int64_t c = next.width * t / tiles; c < next.width * (t + 1) / tiles; ++c) {
+        ahead.rows[ahead.count++] = static_cast<const char*>(packer_.row(next.column + c, next.first, next.depth));
+      }
       const int64_t row = rows.begin + t * tile_.rows;
-      multiply_tile(row, static_cast<int>(std::min<int64_t>(tile_.rows, rows.end - row)), now);
+      multiply_tile(row, static_cast<int>(std::min<int64_t>(tile_.rows, rows.end - row)), now, ahead);
     }
   }
 
-  void multiply_tile(int64_t row, int rows, const Panel& panel) const {
+  void multiply_tile(int64_t row, int rows, const Panel& panel, const PanelPrefetch& ahead) const {
     static constexpr float kZeros[kMaxPanelColumns] = {};
     const int columns = panel.width <= kTile ? static_cast<int>(kTile) : tile_.columns;
     float edge[kMaxTileRows * kMaxPanelColumns];  // Stands in for y where the last columns do not fill a tile.
@@ -91,7 +96,7 @@ class PanelProduct {
     const int64_t ld = whole ? p_.ldy : columns;
     if (!whole && !fresh) copy_rows(rows, panel.width, y, p_.ldy, edge, columns);
     tile_.run(rows, columns, {p_.x + row * p_.ldx + panel.first, p_.ldx, panel_, tile_.columns,
-                              fresh ? kZeros : target, fresh ? 0 : ld, target, ld, panel.depth});
+                              fresh ? kZeros : target, fresh ? 0 : ld, target, ld, panel.depth, &ahead});
     if (!whole) copy_rows(rows, panel.width, edge, columns, y, p_.ldy);
   }
 

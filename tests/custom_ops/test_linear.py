@@ -10,8 +10,8 @@ from onnx import TensorProto, helper
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidGraph
 
 DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16]
-# M, K, N: the last sizes of dot products (4 or 24 rows) and the first of panels, odd everywhere, several depths of dots
-# (1024) and panels (256), several row blocks (240), and nothing at all.
+# M, K, N: the last sizes of dot products (4, 20 or 48 rows) and the first of panels, odd everywhere, several depths of
+# dots (1024) and panels (384), whole and cut panels (16 or 32 columns), several row blocks (256), and nothing at all.
 SHAPES = [
     (1, 576, 192),
     (1, 1, 1),
@@ -19,8 +19,13 @@ SHAPES = [
     (3, 1031, 3),
     (4, 2050, 37),
     (5, 2050, 37),
+    (20, 33, 50),
+    (21, 1030, 50),
     (24, 33, 50),
     (25, 33, 50),
+    (48, 1030, 50),
+    (49, 390, 48),
+    (49, 800, 61),
     (31, 7, 16),
     (60, 600, 100),
     (241, 259, 17),
