@@ -14,7 +14,7 @@ constexpr int64_t kFewValues = 1 << 13;
 
 /// What follows a product is done block by block, while the block (256 KB) is in the second-level cache.
 constexpr int64_t kBlockValues = 1 << 16;
-constexpr int64_t kBlockRows = 480;
+constexpr int64_t kBlockRows = 512;
 constexpr int64_t kMinBlockColumns = 8 * kTile;
 
 /// The products of one part of the job.
@@ -55,10 +55,12 @@ class Part {
 
  private:
   void run_output(size_t index, const Block& all) const {
-    const int64_t row_step = block_rows(p_), column_step = block_columns(p_);
+    const int64_t rows = all.rows.end - all.rows.begin, column_step = block_columns(p_);
+    const int blocks = static_cast<int>((rows + kBlockRows - 1) / kBlockRows);  // of about equal height
     for (int64_t column = all.columns.begin; column < all.columns.end; column += column_step) {
-      for (int64_t row = all.rows.begin; row < all.rows.end; row += row_step) {
-        run_block(index, {{row, std::min(row + row_step, all.rows.end)},
+      for (int b = 0; b < blocks; ++b) {
+        const Range part = share(rows, b, blocks);
+        run_block(index, {{all.rows.begin + part.begin, all.rows.begin + part.end},
                           {column, std::min(column + column_step, all.columns.end)}});
       }
     }

@@ -232,9 +232,9 @@ def test_weights_of_different_formats_and_blocks(kernels, rows):
     check(kernels, Case(draw(rows, 90), weights[::2]))
 
 
-# rows, K, N: row blocks of 480 and column blocks of 128 and their edges, more than one part for each, rows prepared by
+# rows, K, N: row blocks of 512 and column blocks of 128 and their edges, more than one part for each, rows prepared by
 # each part for itself (up to 8192 values) or by all together, nothing at all.
-SHAPES = [(481, 33, 272), (970, 8, 150), (1, 8192, 33), (1, 8193, 33), (16, 513, 33), (0, 8, 16), (3, 8, 0), (2, 1, 1)]
+SHAPES = [(513, 33, 272), (1100, 8, 150), (1, 8192, 33), (1, 8193, 33), (16, 513, 33), (0, 8, 16), (3, 8, 0), (2, 1, 1)]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
