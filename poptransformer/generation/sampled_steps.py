@@ -26,9 +26,11 @@ class SampledSteps:
         self._position = np.zeros((batch, 1), np.int64)
 
     def prefill(self, input_ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Takes the prompts; see `TokenRunner`."""
         return self._forward(input_ids, lengths, np.maximum(lengths - 1, 0)[:, None])
 
     def decode(self) -> np.ndarray:
+        """Takes the tokens of the step before; see `TokenRunner`."""
         return self._forward(self._tokens[:, None], self._rows.active, self._position)
 
     def _forward(self, input_ids: np.ndarray, lengths: np.ndarray, positions: np.ndarray) -> np.ndarray:

@@ -45,6 +45,7 @@ class TokenRunner:
         self._bind(vars(rows.settings) | {"history": rows.history})
 
     def prefill(self, input_ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Takes the prompts; see `TokenRunner`."""
         last = np.maximum(lengths - 1, 0)[:, None]
         self._bind({"input_ids": input_ids, "lengths": lengths, "logit_positions": last})
         tokens = self.decode()
@@ -53,6 +54,7 @@ class TokenRunner:
         return tokens
 
     def decode(self) -> np.ndarray:
+        """Takes the tokens of the step before; see `TokenRunner`."""
         binding = self._binding
         self._binding, self._other_binding = self._other_binding, binding
         self._session.run_with_iobinding(binding)

@@ -11,7 +11,6 @@ import pytest
 
 from poptransformer import ops, passes
 from poptransformer.graph import DOMAIN, IR_VERSION, Graph
-from poptransformer.passes import fuse_rotary
 from tests.unit.passes.fusing import attributes, op_types
 
 FLOAT, INT = ir.DataType.FLOAT, ir.DataType.INT64
@@ -101,8 +100,3 @@ def test_rotations_and_attention_become_one(rotary_dim: int, interleaved: bool) 
 )
 def test_what_stays(query: Rotation | None, key: Rotation | None, also: str) -> None:
     assert FUSED not in op_types(model(query, key, also))
-
-
-def test_without_the_op_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fuse_rotary, "function_names", lambda: ["CachedAttention"])
-    assert op_types(model(Rotation(), Rotation())) == ["RotaryEmbedding", "RotaryEmbedding", "CachedAttention"]
