@@ -18,7 +18,8 @@ from poptransformer import ops  # registers the bodies
 from poptransformer.graph import DOMAIN, IR_VERSION, OPSET, function_names, function_spec, onnx_function
 
 TOLERANCE = 1e-5
-OWN_FILES = {"Sample", "SampleToken", "QuantizedLinear"}  # test_sample.py, test_quantized_linear.py
+# test_sample.py, test_quantized_linear.py, test_attention_caches.py
+OWN_FILES = {"Sample", "SampleToken", "QuantizedLinear", "RotaryCachedAttention"}
 
 
 @dataclasses.dataclass
