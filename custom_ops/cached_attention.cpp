@@ -4,7 +4,8 @@
 //   query [B, L, N*H], key, value [B, L, K*H], past_key, past_value [B, K, S, H], past_lengths [B] int64
 //   -> output [B, L, N*H], present_key and present_value [B, K, S, H]
 //
-// The caches are float32, float16, or uint8: codes of E4M3FN, saturating at 448. Everything else is float32.
+// The caches are float32, float16, or, with cache_format = "e4m3fn", uint8: E4M3FN's codes, rounded to nearest even,
+// saturating at 448. Everything else is float32.
 // Token i of row b goes to slot past_lengths[b] + i and sees the slots up to that one. Query head n uses kv head
 // n / (N / K). A present output bound to the buffer of its past input is updated in place; else the past is copied.
 #include "attention/attention_op.h"

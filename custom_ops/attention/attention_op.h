@@ -34,6 +34,11 @@ class AttentionOp {
       attributes.reject("num_heads", "a multiple of num_kv_heads = " + std::to_string(kv_heads_), heads_);
     }
     if (!std::isfinite(scale_)) attributes.reject("scale", "finite", scale_);
+    const std::string format = attributes.has_string("cache_format") ? attributes.get_string("cache_format") : "";
+    if (!format.empty() && format != "e4m3fn") {
+      attributes.reject("cache_format", "'' or 'e4m3fn'", "'" + format + "'");
+    }
+    is_float8_ = !format.empty();
   }
 
  protected:
@@ -49,7 +54,11 @@ class AttentionOp {
 
  private:
   void check(const Call& call, const Inputs& in) const {
-    in.past_key.expect_type({kFloat32, kFloat16, kUInt8});
+    if (is_float8_) {
+      in.past_key.expect_type({kUInt8});
+    } else {
+      in.past_key.expect_type({kFloat32, kFloat16});
+    }
     in.past_value.expect_type({in.past_key.type});
     in.past_key.expect_shape({"B", kv_heads_, "S", "H"});
     const Shape& cache = in.past_key.shape;
@@ -88,6 +97,7 @@ class AttentionOp {
 
   int64_t heads_, kv_heads_;
   float scale_;
+  bool is_float8_;
 };
 
 }  // namespace attention

@@ -118,6 +118,14 @@ class Attributes {
     return tensor;
   }
 
+  /// Whether the node has a string of that name.
+  bool has_string(const char* name) const {
+    size_t size = 0;
+    OrtStatus* status = g_ort->KernelInfoGetAttribute_string(info_, name, nullptr, &size);
+    if (status != nullptr) g_ort->ReleaseStatus(status);
+    return status == nullptr;
+  }
+
   /// Throws `poptransformer.<op>: attribute '<name>' must be <expected>, found <found>`.
   template <class Found>
   [[noreturn]] void reject(const char* name, const std::string& expected, const Found& found) const {

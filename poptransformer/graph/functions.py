@@ -58,10 +58,13 @@ class FunctionSpec:
     body: Callable[..., Any]
 
     def variant(self, inputs: Sequence[object | None], attributes: Mapping[str, ir.Attr]) -> Variant:
-        """Returns which of the op's bodies a node with these inputs and attributes has."""
+        """Returns which of the op's bodies a node with these inputs and attributes has.
+
+        A constant attribute that the node leaves out has the first of its values.
+        """
         given = {name for name, value in zip(self.inputs, inputs, strict=False) if value is not None}
         return Variant(
-            tuple((name, attributes[name].as_string()) for name in self.constant),
+            tuple((k, attributes[k].as_string() if k in attributes else v[0]) for k, v in self.constant.items()),
             tuple(name for name in self.optional if name in given),
         )
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Operators as functions: `ops.matmul(graph, x, y)` adds a node and returns its output value."""
 
-from poptransformer.ops.attention import cached_attention
+from poptransformer.ops.attention import cached_attention, rotary_cached_attention
 from poptransformer.ops.customized import linear
 from poptransformer.ops.quantized import quantized_embedding, quantized_linear, round_to_float8
 from poptransformer.ops.recurrent import wkv
@@ -77,6 +77,7 @@ __all__ = [
     "relu",
     "reshape",
     "rms_norm",
+    "rotary_cached_attention",
     "rotary_embedding",
     "round_to_float8",
     "sample",

@@ -39,7 +39,6 @@ def store_caches(model: ir.Model, states: Sequence[StateSpec], dtype: str) -> tu
             if value is not None:
                 value.type = stored
         caches |= {past.name for past in pasts if past is not None}
-        # How the function body reads them; the kernel sees it by their type.
-        cache = "e4m3fn" if dtype == "uint8" else "float"
-        node.attributes["cache"] = ir.Attr("cache", ir.AttributeType.STRING, cache)
+        if dtype == "uint8":
+            node.attributes["cache_format"] = ir.Attr("cache_format", ir.AttributeType.STRING, "e4m3fn")
     return tuple(dataclasses.replace(state, dtype=dtype) if state.past in caches else state for state in states)

@@ -18,7 +18,8 @@ from poptransformer import ops  # registers the bodies
 from poptransformer.graph import DOMAIN, IR_VERSION, OPSET, function_names, function_spec, onnx_function
 
 TOLERANCE = 1e-5
-OWN_FILES = {"Sample", "SampleToken", "QuantizedLinear"}  # test_sample.py, test_quantized_linear.py
+# test_sample.py, test_quantized_linear.py, test_attention_caches.py
+OWN_FILES = {"Sample", "SampleToken", "QuantizedLinear", "RotaryCachedAttention"}
 
 
 @dataclasses.dataclass
@@ -57,7 +58,7 @@ def cached_attention(
     caches = [draw(B, K, S, H), draw(B, K, S, H)[..., ::-1].copy()]
     attributes = {"num_heads": N, "num_kv_heads": K, "scale": H**-0.5}
     caches = [stored(cache, dtype) for cache in caches]
-    attributes["cache"] = "e4m3fn" if dtype == np.uint8 else "float"
+    attributes |= {"cache_format": "e4m3fn"} if dtype == np.uint8 else {}
     name = f"{np.dtype(dtype).name}{[B, L, N, K, H, S]}"
     if rotary is None:
         return Case("CachedAttention", name, [*heads, *caches, np.array(past)], attributes)

@@ -80,7 +80,6 @@ def test_rotations_and_attention_become_one(rotary_dim: int, interleaved: bool) 
         "scale": 0.25,
         "rotary_dim": rotary_dim,
         "interleaved": int(interleaved),
-        "cache": "float",
     }
     assert [value.name for value in node.outputs] == ["output", "present_key", "present_value"]
 
