@@ -4,7 +4,8 @@
 The numeric core knows arrays, not graphs; `poptransformer.passes` puts its results into graphs.
 """
 
-from poptransformer.quantization.calibrate import ActivationStats, collect, encode_calibrated
+from poptransformer.quantization.activations import ActivationStats, collect
+from poptransformer.quantization.calibrate import encode_calibrated
 from poptransformer.quantization.checkpoints import PackedSource, packed_source
 from poptransformer.quantization.encode import encode
 from poptransformer.quantization.formats import FLOAT8_FORMATS, FORMATS, Format
