@@ -13,13 +13,13 @@ namespace poptransformer {
 namespace {
 
 /// Codes and scales of a matrix by tile.
-struct Tiles8 {
+struct PackedTiles {
   const uint8_t* codes;
   const float* scales;
   int64_t padded, block;
   int64_t first;  ///< Number of the first tile of the rectangle.
 
-  Tiles8(const Matrix& m, const Block& rectangle)
+  PackedTiles(const Matrix& m, const Block& rectangle)
       : codes(static_cast<const uint8_t*>(m.data)), scales(static_cast<const float*>(m.scales)), padded(m.padded),
         block(m.block), first(rectangle.columns.begin / kTile) {}
 
@@ -29,7 +29,7 @@ struct Tiles8 {
 
 /// Packs tiles for `multiply_by_panels`.
 struct TilePacker {
-  Tiles8 tiles;
+  PackedTiles tiles;
   void (*pack_tile)(const Float8PackArguments& t);
 
   void pack(int64_t column, int, int64_t first, int64_t depth, float* panel, int64_t ld_panel) const {
@@ -62,7 +62,7 @@ const float* reordered(const Rectangle& p, int64_t padded) {
 }
 
 /// The tiles are walked as two streams side by side: one stream does not use the bandwidth of a core.
-void multiply_by_dots(const Rectangle& p, const Tiles8& tiles, const Float8Kernels& kernels) {
+void multiply_by_dots(const Rectangle& p, const PackedTiles& tiles, const Float8Kernels& kernels) {
   const int64_t count = (p.columns + kTile - 1) / kTile, stream = (count + kFloat8Tiles - 1) / kFloat8Tiles;
   const int passes = static_cast<int>((p.rows + kernels.inputs - 1) / kernels.inputs);
   const float* x = reordered(p, tiles.padded);
@@ -97,7 +97,7 @@ void multiply_by_dots(const Rectangle& p, const Tiles8& tiles, const Float8Kerne
 void multiply_float8(const Matrix& m, const Input& input, const Block& block, float* y, int64_t ldy) {
   const Float8Kernels& kernels = Float8Kernels::pick(m.format);
   const Rectangle rectangle = rectangle_of(m, input, block, y, ldy);
-  const Tiles8 tiles(m, block);
+  const PackedTiles tiles(m, block);
   // Chosen by the rows of the whole product: a row's result must not depend on how the work is shared out.
   if (input.rows <= kernels.max_rows) return multiply_by_dots(rectangle, tiles, kernels);
   multiply_by_panels(rectangle, TilePacker{tiles, kernels.pack});

@@ -2,6 +2,8 @@
 // AVX2 version of float8_kernels.h; included by it.
 #pragma once
 
+#include <cstring>
+
 #include "float8_kernels.h"
 
 #if POPTRANSFORMER_X86
@@ -17,8 +19,10 @@ POPTRANSFORMER_AVX2 inline __m256 upper_floats(__m256i halves) {
 }
 
 /// Two neighbouring inputs, four times.
-POPTRANSFORMER_AVX2 inline __m256 broadcast_pair(const float* x) {
-  return _mm256_castpd_ps(_mm256_broadcast_sd(reinterpret_cast<const double*>(x)));
+POPTRANSFORMER_AVX2 inline __m256 broadcast_pair4(const float* x) {
+  int64_t pair;
+  std::memcpy(&pair, x, sizeof pair);
+  return _mm256_castsi256_ps(_mm256_set1_epi64x(pair));
 }
 
 /// Four rows' values, each twice.
@@ -27,9 +31,33 @@ POPTRANSFORMER_AVX2 inline __m256 load_twice4(const float* values) {
   return _mm256_permutevar8x32_ps(_mm256_castps128_ps256(_mm_loadu_ps(values)), places);
 }
 
-/// What one pass over the codes multiplies: kTiles tiles from `tile` on, kHalves times eight of their rows from `half`
-/// on, kInputs inputs. A vector of sums holds four rows, each in two parts: that of the first and that of the second
-/// column of the pairs (0 2) and (1 3).
+/// Adds the products at columns [k, k + 4) of kTiles tiles, kHalves times eight of their rows, and kInputs inputs. A
+/// vector of sums holds four rows, each in two parts: that of the first and that of the second column of the pairs (0 2)
+/// and (1 3). @returns the marks of `mark_nan`.
+template <Format kFormat, int kTiles, int kHalves, int kInputs>
+POPTRANSFORMER_AVX2 inline __m256i float8_step_avx2(const uint8_t* const* codes, const float* x, int64_t ldx, int64_t k,
+                                                    __m256i marks, __m256* sums) {
+  POPTRANSFORMER_UNROLL
+  for (int s = 0; s < kTiles; ++s) {
+    POPTRANSFORMER_UNROLL
+    for (int h = 0; h < kHalves; ++h) {
+      const __m256i c = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes[s] + k * kTile + 32 * h));
+      marks = mark_nan<kFormat>(marks, c);
+      const __m256i even = even_halves<kFormat>(c), odd = odd_halves<kFormat>(c);
+      const __m256 w[4] = {lower_floats(even), upper_floats(even), lower_floats(odd), upper_floats(odd)};
+      POPTRANSFORMER_UNROLL
+      for (int m = 0; m < kInputs; ++m) {
+        __m256* sum = sums + ((s * kInputs + m) * kHalves + h) * 2;
+        const __m256 x_even = broadcast_pair4(x + m * ldx + k), x_odd = broadcast_pair4(x + m * ldx + k + 2);
+        sum[0] = _mm256_fmadd_ps(w[2], x_odd, _mm256_fmadd_ps(w[0], x_even, sum[0]));
+        sum[1] = _mm256_fmadd_ps(w[3], x_odd, _mm256_fmadd_ps(w[1], x_even, sum[1]));
+      }
+    }
+  }
+  return marks;
+}
+
+/// Tiles [tile, tile + kTiles), their rows from 8 * half on. @returns whether a code was NaN.
 template <Format kFormat, int kTiles, int kHalves, int kInputs>
 POPTRANSFORMER_AVX2 bool float8_rows_avx2(const Float8Arguments& t, int tile, int half) {
   constexpr int kVectors = 2 * kHalves, kSums = kTiles * kInputs * kVectors;
@@ -47,23 +75,7 @@ POPTRANSFORMER_AVX2 bool float8_rows_avx2(const Float8Arguments& t, int tile, in
     POPTRANSFORMER_UNROLL
     for (int i = 0; i < kSums; ++i) sums[i] = _mm256_setzero_ps();
     for (int64_t k = b * t.block; k < (b + 1) * t.block; k += 4) {
-      POPTRANSFORMER_UNROLL
-      for (int s = 0; s < kTiles; ++s) {
-        POPTRANSFORMER_UNROLL
-        for (int h = 0; h < kHalves; ++h) {
-          const __m256i c = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes[s] + k * kTile + 32 * h));
-          marks = mark_nan<kFormat>(marks, c);
-          const __m256i even = even_halves<kFormat>(c), odd = odd_halves<kFormat>(c);
-          const __m256 w[4] = {lower_floats(even), upper_floats(even), lower_floats(odd), upper_floats(odd)};
-          POPTRANSFORMER_UNROLL
-          for (int m = 0; m < kInputs; ++m) {
-            __m256* sum = sums + (s * kInputs + m) * kVectors + 2 * h;
-            const __m256 x_even = broadcast_pair(x + m * ldx + k), x_odd = broadcast_pair(x + m * ldx + k + 2);
-            sum[0] = _mm256_fmadd_ps(w[2], x_odd, _mm256_fmadd_ps(w[0], x_even, sum[0]));
-            sum[1] = _mm256_fmadd_ps(w[3], x_odd, _mm256_fmadd_ps(w[1], x_even, sum[1]));
-          }
-        }
-      }
+      marks = float8_step_avx2<kFormat, kTiles, kHalves, kInputs>(codes, x, ldx, k, marks, sums);
     }
     POPTRANSFORMER_UNROLL
     for (int i = 0; i < kSums; ++i) {

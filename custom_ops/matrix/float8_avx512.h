@@ -14,6 +14,13 @@ POPTRANSFORMER_AVX512 inline __m512 load_twice8(const float* values) {
   return _mm512_permutexvar_ps(places, _mm512_castps256_ps512(_mm256_loadu_ps(values)));
 }
 
+/// Two neighbouring inputs, eight times.
+POPTRANSFORMER_AVX512 inline __m512 broadcast_pair8(const float* x) {
+  int64_t pair;
+  std::memcpy(&pair, x, sizeof pair);
+  return _mm512_castsi512_ps(_mm512_set1_epi64(pair));
+}
+
 /// Adds neighbours: the sums of the pairs in `lower`, then of those in `upper`.
 POPTRANSFORMER_AVX512 inline __m512 add_pairs(__m512 lower, __m512 upper) {
   const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
@@ -21,7 +28,30 @@ POPTRANSFORMER_AVX512 inline __m512 add_pairs(__m512 lower, __m512 upper) {
   return _mm512_add_ps(_mm512_permutex2var_ps(lower, even, upper), _mm512_permutex2var_ps(lower, odd, upper));
 }
 
-/// As on AVX2, but a vector of sums holds eight rows.
+/// Adds the products at columns [k, k + 4) of kTiles tiles and kInputs inputs. As on AVX2, but a vector of sums holds
+/// eight rows. @returns the marks of `mark_nan`.
+template <Format kFormat, int kTiles, int kInputs>
+POPTRANSFORMER_AVX512 inline __m256i float8_step_avx512(const uint8_t* const* codes, const float* x, int64_t ldx,
+                                                        int64_t k, __m256i marks, __m512* sums) {
+  POPTRANSFORMER_UNROLL
+  for (int s = 0; s < kTiles; ++s) {
+    POPTRANSFORMER_UNROLL
+    for (int h = 0; h < 2; ++h) {
+      const __m256i c = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes[s] + k * kTile + 32 * h));
+      marks = mark_nan<kFormat>(marks, c);
+      const __m512 even = _mm512_cvtph_ps(even_halves<kFormat>(c)), odd = _mm512_cvtph_ps(odd_halves<kFormat>(c));
+      POPTRANSFORMER_UNROLL
+      for (int m = 0; m < kInputs; ++m) {
+        __m512& sum = sums[(s * kInputs + m) * 2 + h];
+        sum = _mm512_fmadd_ps(even, broadcast_pair8(x + m * ldx + k), sum);
+        sum = _mm512_fmadd_ps(odd, broadcast_pair8(x + m * ldx + k + 2), sum);
+      }
+    }
+  }
+  return marks;
+}
+
+/// Tiles [tile, tile + kTiles). @returns whether a code was NaN.
 template <Format kFormat, int kTiles, int kInputs>
 POPTRANSFORMER_AVX512 bool float8_rows_avx512(const Float8Arguments& t, int tile) {
   constexpr int kSums = kTiles * kInputs * 2;
@@ -39,22 +69,7 @@ POPTRANSFORMER_AVX512 bool float8_rows_avx512(const Float8Arguments& t, int tile
     POPTRANSFORMER_UNROLL
     for (int i = 0; i < kSums; ++i) sums[i] = _mm512_setzero_ps();
     for (int64_t k = b * t.block; k < (b + 1) * t.block; k += 4) {
-      POPTRANSFORMER_UNROLL
-      for (int s = 0; s < kTiles; ++s) {
-        POPTRANSFORMER_UNROLL
-        for (int h = 0; h < 2; ++h) {
-          const __m256i c = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes[s] + k * kTile + 32 * h));
-          marks = mark_nan<kFormat>(marks, c);
-          const __m512 even = _mm512_cvtph_ps(even_halves<kFormat>(c)), odd = _mm512_cvtph_ps(odd_halves<kFormat>(c));
-          POPTRANSFORMER_UNROLL
-          for (int m = 0; m < kInputs; ++m) {
-            __m512& sum = sums[(s * kInputs + m) * 2 + h];
-            const double* pairs = reinterpret_cast<const double*>(x + m * ldx + k);
-            sum = _mm512_fmadd_ps(even, _mm512_castpd_ps(_mm512_set1_pd(pairs[0])), sum);
-            sum = _mm512_fmadd_ps(odd, _mm512_castpd_ps(_mm512_set1_pd(pairs[1])), sum);
-          }
-        }
-      }
+      marks = float8_step_avx512<kFormat, kTiles, kInputs>(codes, x, ldx, k, marks, sums);
     }
     POPTRANSFORMER_UNROLL
     for (int i = 0; i < kSums; ++i) {

@@ -47,11 +47,12 @@ struct Block {
   Range columns;
 };
 
-/// y[r][c] = x[rows.begin + r] . weight[columns.begin + c]; `ldy` values from one row of y to the next.
+/// y[r][c] = x[rows.begin + r] . weight[columns.begin + c]; `ldy` values from one row of y to the next. Uses this
+/// thread's Scratch::kOwn.
 void multiply(const Matrix& matrix, const Input& input, const Block& block, float* y, int64_t ldy);
 
-/// The part's share of a rows x columns output. Contiguous columns for few rows (each weight is read by one thread);
-/// for many rows a grid. Shares may be empty.
+/// The part's share of a rows x columns output. Ranges of columns for few rows (each weight is read by one thread); for
+/// many rows a grid. Parts that follow each other need not lie side by side. Shares may be empty.
 Block share_product(int64_t rows, int64_t columns, int part, int parts);
 
 // ---- one implementation per family of formats, called by `multiply` --------------------------------------------------
