@@ -18,7 +18,7 @@ from tests.unit.runtime import tiny
 FAMILIES = ["llama", "gpt2"]
 FILES = ["model.onnx", "decoder.onnx", "generator.onnx"]
 QUANTIZED = {"QuantizedLinear", "QuantizedEmbedding", "RoundToFloat8"}  # test_quantized_models.py
-IN_NO_MODEL_YET = {"WKV", "RotaryCachedAttention"}  # tests/custom_ops compares them with their bodies
+IN_NO_MODEL_YET = {"WKV"}  # tests/custom_ops compares it with its body
 
 
 @pytest.fixture(params=FAMILIES)
