@@ -67,7 +67,7 @@ weights = {n: a.astype(np.float32) for n, a in arrays.items() if n.endswith((".w
 for layer in engine.quantization_report.packed:
     format, kind, *block = layer.stored.split()
     parts = [arrays.get(f"{layer.name}.{part}") for part in ("codes", "scales", "offsets")]
-    weights[layer.name] = PackedWeight(format, *layer.shape, int(*block), *parts).dequantize()
+    weights[layer.name] = PackedWeight(format, *layer.shape, int(block[0]) if block else 0, *parts).dequantize()
 bodies = Engine(engine.runtime.compiled, engine.checkpoint, SessionSettings(use_native=False))
 np.savez(target, __logits=bodies.logits(ids)[0], **weights)
 print(*(f"{layer.name} {layer.stored}" for layer in engine.quantization_report.weights), sep=chr(10))
@@ -213,7 +213,7 @@ def test_its_layers_are_quantized_like_ours(
     target = tmp_path / "found.npz"
     stored = run(tree, "-c", QUANTIZE, str(folder), str(target), mode, repr(ROWS[0]))
     expected = {"attention.query_key_value": "e4m3fn channel", "attention.dense": "int8 block 32"}
-    expected |= dict.fromkeys(("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"), "int4 block 32")
+    expected |= dict.fromkeys(("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"), "int4 block 32 offsets")
     names = {f"gpt_neox.layers.{i}.{name}.weight {how}" for i in range(3) for name, how in expected.items()}
     assert names < set(stored.splitlines())
     found = np.load(target)
