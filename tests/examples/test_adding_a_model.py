@@ -57,7 +57,9 @@ import numpy as np
 import poptransformer
 from poptransformer.engine import Engine
 from poptransformer.quantization import PackedWeight
-from poptransformer.runtime import SessionSettings
+from poptransformer.runtime import SessionSettings, compiled
+
+compiled._cache_dtype = lambda model: "float32"  # as PyTorch has them
 
 folder, target, mode, ids = sys.argv[1], sys.argv[2], sys.argv[3], eval(sys.argv[4])
 recipe = {"*.mlp.*": "int4", "*query_key_value*": "fp8_weight", "*": "int8"}

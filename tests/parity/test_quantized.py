@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 import poptransformer
 from poptransformer.engine import Engine
 from poptransformer.quantization import FORMATS, PackedWeight
-from poptransformer.runtime import SessionSettings
+from poptransformer.runtime import SessionSettings, compiled
 from tests.parity.conftest import scaled
 from tests.parity.variants import VARIANTS
 
@@ -136,7 +136,9 @@ def reference_logits(model: Any, engine: Engine) -> np.ndarray:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_logits(model: tuple[Any, Path], case: Case) -> None:
+def test_logits(model: tuple[Any, Path], case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With fp32 caches, as PyTorch has them: what caches of 16 bits change is tested on its own."""
+    monkeypatch.setattr(compiled, "_cache_dtype", lambda model: "float32")
     torch_model, folder = model
     engine = load(folder, case)
     expected = reference_logits(torch_model, load(folder, case, fuse=False))
