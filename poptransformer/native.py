@@ -12,7 +12,7 @@ import hashlib
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -82,8 +82,8 @@ def set_threads(count: int | None) -> int:
     return library.poptransformer_set_threads(count or 0) if library is not None else 0
 
 
-def function(name: str) -> ctypes._NamedFuncPointer | None:
-    """Returns a function that the library exports; None where there is no library, or it has no such function."""
+def function(name: str) -> Any:
+    """Returns a function that the library exports, as ctypes has it; None where there is no library or no such name."""
     path = library_path()
     library = _library(path) if path is not None else None
     return getattr(library, name, None)

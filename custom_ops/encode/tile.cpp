@@ -3,6 +3,7 @@
 // AVX-512 was no faster than AVX2 here.
 #include "tile.h"
 
+#include <cfloat>
 #include <cmath>
 #include <cstdint>
 #include <cstring>

@@ -143,7 +143,7 @@ inline Choice search_both(const Rows& rows) {
     low = least(load(rows.x + k * kTileRows), low);
     high = greatest(load(rows.x + k * kTileRows), high);
   }
-  const Floats width = high - low;
+  const Floats width = least(high - low, all(FLT_MAX));
   Choice best;
   for (int64_t c = 0; c < r.count; ++c) {
     const Floats offset = round_half(low + width * r.candidates[2 * c]);

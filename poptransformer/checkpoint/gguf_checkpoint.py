@@ -167,22 +167,25 @@ def _lazy(gguf: GGUFFile, tensor: GGUFTensor, architecture: Architecture, config
         return _deinterleave(raw, heads) if heads else raw
 
     def load() -> np.ndarray:
-        array = stored() if is_plain else _unread(stored, tensor, gguf)
+        array = stored() if is_plain else _unread(stored, tensor, gguf, raw)
         return array.T if transposed else array
 
     shape = tensor.shape[::-1] if transposed else tensor.shape
     return LazyTensor(load, shape, raw.dtype if is_plain else np.dtype(np.float32))
 
 
-def _unread(stored: Callable[[], np.ndarray], tensor: GGUFTensor, gguf: GGUFFile) -> np.ndarray:
+def _unread(stored: Callable[[], np.ndarray], tensor: GGUFTensor, gguf: GGUFFile, raw: np.ndarray) -> np.ndarray:
     """A quantized tensor, dequantized when its values are read; a matrix can be had as packed blocks."""
     packed = None
     if tensor.type_name in PACKED_TYPES and len(tensor.shape) == 2:
-        packed = PackedBlocks(tensor.type_name, *tensor.shape, {"blocks": stored})
-    array = LazyArray(
-        lambda: dequantize(stored(), tensor.type_name, tensor.shape, gguf.file.path), tensor.shape, packed
-    )
-    return cast(np.ndarray, array)
+        name = f"{tensor.name!r} of {gguf.file.path}"
+        packed = PackedBlocks(name, tensor.type_name, *tensor.shape, {"blocks": stored})
+    path = gguf.file.path
+
+    def values() -> np.ndarray:
+        return dequantize(stored(), tensor.type_name, tensor.shape, path)
+
+    return cast(np.ndarray, LazyArray(values, tensor.shape, packed, stored=raw))
 
 
 def _deinterleave(rows: np.ndarray, heads: int) -> np.ndarray:

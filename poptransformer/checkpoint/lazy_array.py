@@ -16,6 +16,7 @@ class PackedBlocks:
     """A quantized matrix `[rows, depth]` as a checkpoint stores it.
 
     Attributes:
+        name: what errors call it.
         layout: how the parts are to be read, a name that `poptransformer.quantization.checkpoints` knows: a ggml type
             such as `Q4_1`, or one of `packed_rows`.
         rows: rows of the matrix; scales and blocks never span rows.
@@ -23,6 +24,7 @@ class PackedBlocks:
         parts: by name, functions that return the stored arrays, views of the mapped file where possible.
     """
 
+    name: str
     layout: str
     rows: int
     depth: int
@@ -40,6 +42,7 @@ class LazyArray(np.lib.mixins.NDArrayOperatorsMixin):
         shape: the shape of what `load` returns.
         packed: the blocks behind a matrix, or None where there are none that could be used as they are.
         transposed: whether this is the transpose of what `load` returns.
+        stored: the view of the mapped file that `load` reads, which `release` lets go of.
     """
 
     is_lazy = True
@@ -51,17 +54,20 @@ class LazyArray(np.lib.mixins.NDArrayOperatorsMixin):
         shape: tuple[int, ...],
         packed: PackedBlocks | None = None,
         transposed: bool = False,
+        stored: np.ndarray | None = None,
     ) -> None:
-        self._arguments = (load, shape, packed)
         self._load = load
+        self._packed = packed
         self._transposed = transposed
+        self.stored = stored
         self.shape = tuple(shape[::-1] if transposed else shape)
         self.packed = None if transposed else packed
 
     @property
     def T(self) -> LazyArray:  # noqa: N802 - numpy's name
         """The transpose, still unread."""
-        return LazyArray(*self._arguments, transposed=not self._transposed)
+        shape = self.shape if self._transposed else self.shape[::-1]
+        return LazyArray(self._load, shape[::-1], self._packed, not self._transposed, self.stored)
 
     @property
     def ndim(self) -> int:
@@ -91,9 +97,9 @@ class LazyArray(np.lib.mixins.NDArrayOperatorsMixin):
         return getattr(ufunc, method)(*read, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        # Methods such as `astype` or `reshape`; private names would let copy and pickle in before __init__.
-        if name.startswith("_"):
-            raise AttributeError(name)
+        # Methods such as `astype` or `reshape`. Asking for what no array has must not read anything.
+        if name.startswith("_") or not hasattr(np.ndarray, name):
+            raise AttributeError(f"A LazyArray has no attribute {name!r}.")
         return getattr(np.asarray(self), name)
 
     def __getitem__(self, key: Any) -> Any:

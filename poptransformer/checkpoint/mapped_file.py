@@ -68,11 +68,12 @@ def release(array: np.ndarray) -> bool:
     """Tell the kernel that an array's mapped pages are no longer needed; a later read loads them again.
 
     Args:
-        array: Any array; one that is not a view of a `MappedFile` is left alone.
+        array: Any array, or a `LazyArray`; one that is not a view of a `MappedFile` is left alone.
 
     Returns:
         Whether pages were given back.
     """
+    array = getattr(array, "stored", array)
     owner: Any = array
     while isinstance(owner, (np.ndarray, memoryview)):
         owner = owner.base if isinstance(owner, np.ndarray) else owner.obj

@@ -55,7 +55,8 @@ def packed_rows(state_dict: StateDict, weight_key: str, scale_key: str, bits: in
         # A scale that fp16 cannot hold, as bf16 ones may be, makes this a float matrix like any other.
         as_half = scales().astype(np.float16)
         is_exact = np.array_equal(as_half.astype(np.float32), scales().astype(np.float32))
-        packed = PackedBlocks(LAYOUTS[bits], rows, depth, {"codes": codes, "scales": lambda: as_half})
+        name = f"{weight_key!r} of {state_dict.source}"
+        packed = PackedBlocks(name, LAYOUTS[bits], rows, depth, {"codes": codes, "scales": lambda: as_half})
         return cast(np.ndarray, LazyArray(values, (rows, depth), packed if is_exact else None))
 
     return LazyTensor(load, (rows, depth), np.dtype(np.float32))

@@ -41,6 +41,7 @@ def encode_calibrated(
     Raises:
         ConfigError: as in `encode`, or the statistics are those of another input.
     """
+    weight = np.asarray(weight)  # A lazy one is read once.
     if stats.mean_square.shape != weight.shape[1:]:
         raise ConfigError(
             f"{name} has {weight.shape[1]} columns, but calibration saw an input of {len(stats.mean_square)}. "
@@ -50,7 +51,7 @@ def encode_calibrated(
     if feedback is None:
         return encode(weight, spec, stats.mean_square, name)
     plain = encode(weight, spec, feedback.importance, name)
-    return _round_in_order(np.asarray(weight, np.float32), plain, feedback)
+    return _round_in_order(weight.astype(np.float32, copy=False), plain, feedback)
 
 
 def _round_in_order(weight: np.ndarray, plain: PackedWeight, feedback: Feedback) -> PackedWeight:

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from poptransformer.errors import ConfigError
 from poptransformer.quantization import layout
 from poptransformer.quantization.formats import format_of
 from poptransformer.quantization.packed import PackedWeight
@@ -47,12 +50,17 @@ def packed_source(array: object) -> PackedSource | None:
     if blocks is None or blocks.layout not in _LAYOUTS:
         return None
     format, block, symmetric, read = _LAYOUTS[blocks.layout]
-    rows, depth = blocks.rows, blocks.depth
+    return PackedSource(format, blocks.rows, blocks.depth, block, symmetric, functools.partial(_load, read, blocks))
 
-    def load() -> PackedWeight:
-        return read(rows, depth, **{name: part() for name, part in blocks.parts.items()})
 
-    return PackedSource(format, rows, depth, block, symmetric, load)
+def _load(read: Callable[..., PackedWeight], blocks: Any) -> PackedWeight:
+    packed = read(blocks.rows, blocks.depth, **{name: part() for name, part in blocks.parts.items()})
+    numbers = [packed.scales] if packed.offsets is None else [packed.scales, packed.offsets]
+    if not all(np.isfinite(array).all() for array in numbers):
+        raise ConfigError(
+            f"{blocks.name} has scales that are NaN or infinite. Download the checkpoint again, or convert it anew."
+        )
+    return packed
 
 
 def _from_ggml(format: str, numbers: int, blocks: np.ndarray, rows: int, depth: int) -> PackedWeight:

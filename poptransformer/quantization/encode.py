@@ -87,8 +87,15 @@ def encode(
         output.scales,
         output.offsets,
         int(output.row_saturated.sum()),
-        math.sqrt(output.row_errors.sum() / job.square) if job.square else 0.0,
+        _relative(float(output.row_errors.sum()), job.square),
     )
+
+
+def _relative(error: float, square: float) -> float:
+    """The root of a sum of squares relative to another; infinite where numbers are too large to be squared."""
+    if not math.isfinite(error) or not math.isfinite(square):
+        return math.inf
+    return math.sqrt(error / square) if square else 0.0
 
 
 class _Job:
@@ -110,7 +117,8 @@ class _Job:
             part = output.part(rows)
             encode_rows = native_encoder.encode_rows if self.is_native else _encode_rows
             encode_rows(values, self.spec, self.importance, tried, base, part)
-            self.square += float(np.vdot(values, values))
+            with np.errstate(over="ignore"):
+                self.square += float(np.vdot(values, values))
         return output
 
     def best_base(self, tried: Candidates) -> float:

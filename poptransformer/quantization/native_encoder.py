@@ -110,7 +110,7 @@ def encode_rows(
         end_divisor=tried.end_divisor,
         **{name: None if array is None else array.ctypes.data for name, array in arrays.items()},
     )
-    encode: Any = native.function(_ENCODE)
+    encode = native.function(_ENCODE)
     encode.restype = ctypes.c_int64
     if encode(ctypes.byref(request)) != _DONE:
         raise MemoryError("The native encoder found no memory for its work.")

@@ -142,7 +142,7 @@ def _search_scale(blocks: Blocks, candidates: Candidates, base: float | None) ->
 def _search_both(blocks: Blocks, candidates: Candidates) -> _Choice:
     inside = np.where(blocks.real != 0, blocks.x, blocks.x[:1])  # A block's first column is never padding.
     low, high = inside.min(axis=0), inside.max(axis=0)
-    width = high - low
+    width = np.minimum(high - low, np.finfo(np.float32).max)
     choice = _Choice(low, low, np.full_like(low, np.nan))
     for index, (shift, factor) in enumerate(candidates.values):
         offset, scale = _round_half(low + width * shift), _round_half(width * factor)
