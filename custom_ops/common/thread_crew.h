@@ -42,6 +42,8 @@ class ThreadCrew {
   /// Calls job(context, part, parts) for each part, on any thread, and returns when all are done.
   /// @throws the first exception of the job.
   void run(Job job, const void* context, int parts) {
+    const int crowded = crowded_.load(std::memory_order_relaxed);
+    if (crowded > 0) crowded_.store(crowded - 1, std::memory_order_relaxed);
     job_ = job;
     context_ = context;
     parts_ = parts;
@@ -55,9 +57,19 @@ class ThreadCrew {
  private:
   using Clock = std::chrono::steady_clock;
 
-  /// How long a thread without work spins before it sleeps. It bridges the small nodes between two kernels of a decode
-  /// step; waking a sleeper costs some ten microseconds.
-  static constexpr std::chrono::microseconds kSpin{50};
+  /// How long a thread without work spins before it sleeps. It bridges what lies between two tokens in Python and, the
+  /// more so, the small nodes between two kernels; waking a sleeper costs some ten microseconds, and a core that it has
+  /// left may be taken.
+  static constexpr std::chrono::microseconds kIdleSpin{300};
+  /// The same while other programs want the cores. They pay for a long one, and then we do: who has used up its time
+  /// slice spinning loses the core in the middle of a part.
+  static constexpr std::chrono::microseconds kCrowdedSpin{20};
+  /// How long the caller spins for threads that are still at work. They are as fast as it is, if they have a core.
+  static constexpr std::chrono::microseconds kWaitSpin{50};
+  /// A thread that keeps the caller waiting for so long has lost its core.
+  static constexpr std::chrono::microseconds kLostCore{400};
+  /// For so many jobs after that the cores count as crowded; some tokens.
+  static constexpr int kCrowdedJobs = 1000;
 
   uint32_t generation() const { return static_cast<uint32_t>(state_.load(std::memory_order_seq_cst) >> 32); }
 
@@ -98,7 +110,8 @@ class ThreadCrew {
   void work() {
     uint32_t seen = 0;
     for (;;) {
-      if (!spin([&] { return generation() != seen; })) sleep(seen);
+      const auto time = crowded_.load(std::memory_order_relaxed) > 0 ? kCrowdedSpin : kIdleSpin;
+      if (!spin(time, [&] { return generation() != seen; })) sleep(seen);
       seen = generation();
       if (quit_) return;
       do_parts(seen);
@@ -113,18 +126,20 @@ class ThreadCrew {
   }
 
   void wait_for_workers() {
-    if (spin([&] { return pending_.load(std::memory_order_acquire) == 0; })) return;
+    if (spin(kWaitSpin, [&] { return pending_.load(std::memory_order_acquire) == 0; })) return;
+    const Clock::time_point start = Clock::now();
     std::unique_lock<std::mutex> lock(mutex_);
     caller_sleeps_.store(true, std::memory_order_seq_cst);
     finished_.wait(lock, [&] { return pending_.load(std::memory_order_seq_cst) == 0; });
     caller_sleeps_.store(false, std::memory_order_relaxed);
+    if (Clock::now() - start > kLostCore) crowded_.store(kCrowdedJobs, std::memory_order_relaxed);
   }
 
   /// Spins until `ready()` or until the time is up. @returns whether it is ready.
   template <class Ready>
-  static bool spin(Ready ready) {
+  static bool spin(std::chrono::microseconds time, Ready ready) {
     constexpr int kLooksPerClock = 64;
-    const Clock::time_point end = Clock::now() + kSpin;
+    const Clock::time_point end = Clock::now() + time;
     do {
       for (int look = 0; look < kLooksPerClock; ++look) {
         if (ready()) return true;
@@ -148,6 +163,7 @@ class ThreadCrew {
   alignas(64) std::atomic<int> pending_{0};
   alignas(64) std::atomic<int> sleepers_{0};
   std::atomic<bool> caller_sleeps_{false};
+  std::atomic<int> crowded_{0};  ///< Jobs for which the cores still count as crowded; the caller counts them down.
   std::mutex mutex_;
   std::condition_variable wake_;
   std::condition_variable finished_;

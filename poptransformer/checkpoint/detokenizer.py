@@ -3,11 +3,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import codecs
+from collections.abc import Callable
+from typing import NamedTuple
 
 _REPLACEMENT = "\ufffd"
 # Clean-up removes spaces around punctuation; its patterns are at most four characters long and rarely chain.
 _CLEAN_UP_REACH = 16
+
+
+class TokenTraits(NamedTuple):
+    """What streaming must know of a token.
+
+    Attributes:
+        is_skipped: Whether it leaves no trace in the text.
+        is_byte: Whether it stands for one byte, like `<0xE4>`.
+        length: Length of its text where it stands alone.
+    """
+
+    is_skipped: bool
+    is_byte: bool
+    length: int
 
 
 class StreamDecoder:
@@ -19,21 +35,18 @@ class StreamDecoder:
 
     Args:
         decode: Decodes a list of ids.
-        is_skipped: Tells ids that leave no trace in the text.
-        is_byte: Tells tokens that stand for one byte, like `<0xE4>`.
+        traits: Returns the traits of an id. Called for each token, so it should remember them.
         cleans_up: Whether `decode` edits spaces around punctuation, so that a later id changes earlier text.
     """
 
     def __init__(
         self,
-        decode: Callable[[Sequence[int]], str],
-        is_skipped: Callable[[int], bool],
-        is_byte: Callable[[int], bool],
+        decode: Callable[[list[int]], str],
+        traits: Callable[[int], TokenTraits],
         cleans_up: bool = False,
     ) -> None:
         self._decode = decode
-        self._is_skipped = is_skipped
-        self._is_byte = is_byte
+        self._traits = traits
         self._cleans_up = cleans_up
         self._window: list[int] = []
         self._sent = 0
@@ -45,10 +58,11 @@ class StreamDecoder:
             token_id: The next id.
         """
         token_id = int(token_id)
-        if self._is_skipped(token_id):
+        is_skipped, is_byte, length = self._traits(token_id)
+        if is_skipped:
             return ""
         self._window.append(token_id)
-        if self._is_byte(token_id):
+        if is_byte:
             return ""
         text = self._decode(self._window)
         if self._cleans_up:
@@ -57,8 +71,7 @@ class StreamDecoder:
             return self._advance(text, len(text) - 1)
         piece = self._advance(text, len(text))
         # The last id stays as context, because a decoder may treat the first id of a text differently.
-        self._window = self._window[-1:]
-        self._sent = len(self._decode(self._window))
+        self._window, self._sent = [token_id], length
         return piece
 
     def flush(self) -> str:
@@ -71,3 +84,29 @@ class StreamDecoder:
     def _advance(self, text: str, end: int) -> str:
         start, self._sent = self._sent, max(self._sent, end)
         return text[start : self._sent]
+
+
+class ByteStreamDecoder:
+    """The same for vocabularies whose tokens are runs of bytes, whatever stands beside them: GPT-2's kind.
+
+    It looks up bytes and decodes them, a tenth of the work of decoding a window of ids.
+
+    Args:
+        token_bytes: Returns the bytes of an id. Called for each token, so it should remember them.
+    """
+
+    def __init__(self, token_bytes: Callable[[int], bytes]) -> None:
+        self._token_bytes = token_bytes
+        self._held = b""
+
+    def put(self, token_id: int) -> str:
+        """Add one id and return the text that became final, possibly none."""
+        data = self._held + self._token_bytes(int(token_id))
+        text, used = codecs.utf_8_decode(data, "replace", False)
+        self._held = data[used:]
+        return text
+
+    def flush(self) -> str:
+        """Return the text held back, and start over."""
+        data, self._held = self._held, b""
+        return data.decode("utf-8", "replace")

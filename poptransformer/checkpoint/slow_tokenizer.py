@@ -36,6 +36,9 @@ class SlowBackend:
         """Return the token of an id, or None."""
         return self.inner.convert_ids_to_tokens(token_id)
 
+    def bytes_of(self) -> None:
+        """Return None: its code may do anything with a text."""
+
     def special_ids(self) -> set[int]:
         """Return the ids that `skip_special_tokens` leaves out."""
         return set(self.inner.all_special_ids)

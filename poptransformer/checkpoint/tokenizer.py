@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from poptransformer.checkpoint.chat_template import render_chat_template
-from poptransformer.checkpoint.detokenizer import StreamDecoder
+from poptransformer.checkpoint.detokenizer import ByteStreamDecoder, StreamDecoder, TokenTraits
 from poptransformer.checkpoint.errors import TokenizerError
 
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
@@ -31,6 +32,9 @@ class Backend(Protocol):
 
     def id_to_token(self, token_id: int) -> str | None:
         """Return the token of an id, or None."""
+
+    def bytes_of(self) -> Callable[[int], bytes] | None:
+        """Return what gives an id's bytes; None where a text is more than the bytes of its tokens put together."""
 
     def special_ids(self) -> set[int]:
         """Return the ids that `skip_special_tokens` leaves out."""
@@ -73,6 +77,10 @@ class Tokenizer:
         self.backend = backend
         self.settings = settings
         self._special_ids = backend.special_ids()
+        # Streams ask about each token they get; a text has few different ones.
+        self._traits = {skip: functools.cache(functools.partial(self._find_traits, skip)) for skip in (False, True)}
+        self._bytes = {skip: functools.cache(functools.partial(self._find_bytes, skip)) for skip in (False, True)}
+        self._bytes_of = None if settings.cleans_up else backend.bytes_of()
 
     def __repr__(self) -> str:
         return f"Tokenizer({self.vocab_size} tokens, {self.settings.source})"
@@ -100,27 +108,34 @@ class Tokenizer:
             ids: Token ids.
             skip_special_tokens: Whether to leave special tokens out.
         """
-        text = self.backend.decode([int(token_id) for token_id in ids], skip_special_tokens)
+        text = self.backend.decode(list(map(int, ids)), skip_special_tokens)
         return _clean_up(text) if self.settings.cleans_up else text
 
-    def stream(self, skip_special_tokens: bool = True) -> StreamDecoder:
+    def stream(self, skip_special_tokens: bool = True) -> StreamDecoder | ByteStreamDecoder:
         """Return an incremental detokenizer.
 
         Args:
             skip_special_tokens: As for `decode`.
         """
-        skipped = self._special_ids if skip_special_tokens else set()
+        if self._bytes_of is not None:
+            return ByteStreamDecoder(self._bytes[skip_special_tokens])
+        decode = functools.partial(self.decode, skip_special_tokens=skip_special_tokens)
+        return StreamDecoder(decode, self._traits[skip_special_tokens], self.settings.cleans_up)
 
-        def is_skipped(token_id: int) -> bool:
-            # A model's embedding may have more rows than the vocabulary has tokens; those decode to nothing.
-            return token_id in skipped or self.backend.id_to_token(token_id) is None
+    def _find_traits(self, skip_special_tokens: bool, token_id: int) -> TokenTraits:
+        if self._is_skipped(token_id, skip_special_tokens):
+            return TokenTraits(is_skipped=True, is_byte=False, length=0)
+        is_byte = _BYTE_TOKEN.fullmatch(self.backend.id_to_token(token_id) or "") is not None
+        return TokenTraits(False, is_byte, len(self.decode([token_id], skip_special_tokens)))
 
-        return StreamDecoder(
-            decode=lambda ids: self.decode(ids, skip_special_tokens),
-            is_skipped=is_skipped,
-            is_byte=lambda token_id: _BYTE_TOKEN.fullmatch(self.backend.id_to_token(token_id) or "") is not None,
-            cleans_up=self.settings.cleans_up,
-        )
+    def _find_bytes(self, skip_special_tokens: bool, token_id: int) -> bytes:
+        if self._bytes_of is None or self._is_skipped(token_id, skip_special_tokens):
+            return b""
+        return self._bytes_of(token_id)
+
+    def _is_skipped(self, token_id: int, skip_special_tokens: bool) -> bool:
+        # A model's embedding may have more rows than the vocabulary has tokens; those decode to nothing.
+        return skip_special_tokens and token_id in self._special_ids or self.backend.id_to_token(token_id) is None
 
     def _role_id(self, role: str) -> int | None:
         token = self.settings.special_tokens.get(role)

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,12 @@ class FastBackend:
         """Return the token of an id, or None."""
         return self.inner.id_to_token(token_id)
 
+    def bytes_of(self) -> Callable[[int], bytes] | None:
+        """Return what gives an id's bytes; None where a text is more than the bytes of its tokens put together."""
+        if type(self.inner.decoder).__name__ != "ByteLevel":
+            return None
+        return lambda token_id: _token_bytes(self.inner.id_to_token(token_id) or "")
+
     def special_ids(self) -> set[int]:
         """Return the ids that `skip_special_tokens` leaves out."""
         return {token_id for token_id, token in self.inner.get_added_tokens_decoder().items() if token.special}
@@ -54,6 +61,22 @@ class FastBackend:
         # The generic class reads tokenizer.json as it is; others rebuild parts of it from their own defaults.
         config = {"tokenizer_class": "PreTrainedTokenizerFast", **config}
         write_text(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+
+
+@functools.cache
+def _byte_of_character() -> dict[str, int]:
+    """What a byte-level vocabulary writes for each byte: itself, or a letter further on where it is not printable."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+def _token_bytes(token: str) -> bytes:
+    """Return the bytes of a byte-level token; an added one may hold other characters and is a text then."""
+    try:
+        return bytes(map(_byte_of_character().__getitem__, token))
+    except KeyError:
+        return token.encode("utf-8", "surrogatepass")
 
 
 def set_bos_eos(inner: Any, special: Mapping[str, str], *, bos: bool, eos: bool) -> None:

@@ -42,7 +42,7 @@ def test_resizing_while_kernels_run(kernels, linear):
 
 
 def test_sleeping_threads_wake_up(kernels, linear):
-    for pause in (0, 1e-4, 2e-3, 0.02):  # the pool spins for 5e-5 s
+    for pause in (0, 1e-4, 2e-3, 0.02):  # the pool spins for 3e-4 s
         for _ in range(5):
             time.sleep(pause)
             linear()
