@@ -100,7 +100,7 @@ def test_function_bodies_have_rows_of_their_own(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv(native.LIBRARY_VARIABLE, "none")
     folder = tiny.new_folder()
     profiled(folder).run(tiny.inputs(tiny.PROMPTS[0]))
-    assert {"(body of Linear)", "(body of CachedAttention)"} <= set(table(folder))
+    assert {"(body of FusedLinear)", "(body of RotaryCachedAttention)"} <= set(table(folder))
 
 
 def test_a_file_in_place_of_the_folder() -> None:
