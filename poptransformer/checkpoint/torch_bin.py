@@ -6,6 +6,7 @@ Only `torch.load(weights_only=True)` is used: it rebuilds tensors and refuses ev
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,20 @@ def read_torch_bin(path: Path) -> dict[str, LazyTensor]:
         isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
     ):
         raise CorruptCheckpointError(f"{path} does not hold a dictionary of named tensors; save model.state_dict()")
-    return {key: _lazy(value.detach(), key, path) for key, value in state.items()}
+    return lazy_tensors(state, path)
+
+
+def lazy_tensors(state: Mapping[str, Any], source: Path | str) -> dict[str, LazyTensor]:
+    """Describe torch tensors as numpy arrays that share their memory.
+
+    Args:
+        state: Tensors by name, on the CPU.
+        source: What error messages call where they come from.
+
+    Raises:
+        UnsupportedCheckpointError: If numpy has no such type.
+    """
+    return {key: _lazy(value.detach(), key, source) for key, value in state.items()}
 
 
 def _load(torch: Any, path: Path) -> Any:
@@ -73,7 +87,7 @@ def _load(torch: Any, path: Path) -> Any:
         ) from error
 
 
-def _lazy(tensor: Any, key: str, path: Path) -> LazyTensor:
+def _lazy(tensor: Any, key: str, path: Path | str) -> LazyTensor:
     """Describe one torch tensor as a numpy array that shares its memory."""
     name = str(tensor.dtype)
     if name in _REINTERPRETED:

@@ -4,11 +4,25 @@
 from poptransformer.layers.attention import Attention
 from poptransformer.layers.base_layer import BaseLayer
 from poptransformer.layers.embedding import Embedding
+from poptransformer.layers.embedding_layer import EmbeddingLayer
+from poptransformer.layers.embedding_positions import (
+    AlibiPositionEmbeddingLayer,
+    FixedPositionEmbeddingLayer,
+    LearnedPositionEmbeddingLayer,
+    RelativePositionEmbeddingLayer,
+    RotaryPositionEmbeddingHelper,
+)
+from poptransformer.layers.feed_forward import FeedForwardNetwork
 from poptransformer.layers.linear import Conv1D, Linear
 from poptransformer.layers.lm_head import LMHead
+from poptransformer.layers.masks import causal_mask
 from poptransformer.layers.mlp import MLP, GatedMLP
+from poptransformer.layers.multihead_attention import MultiheadAttention
 from poptransformer.layers.norm import LayerNorm, RMSLayerNorm
 from poptransformer.layers.rotary import RotaryEmbedding
+from poptransformer.layers.transformer import Transformer
+from poptransformer.layers.transformer_decoder import TransformerDecoder, TransformerDecoderLayer
+from poptransformer.layers.transformer_encoder import TransformerEncoder, TransformerEncoderLayer
 
 __all__ = [
     "Attention",
@@ -22,4 +36,18 @@ __all__ = [
     "MLP",
     "RMSLayerNorm",
     "RotaryEmbedding",
+    "AlibiPositionEmbeddingLayer",
+    "EmbeddingLayer",
+    "FeedForwardNetwork",
+    "FixedPositionEmbeddingLayer",
+    "LearnedPositionEmbeddingLayer",
+    "MultiheadAttention",
+    "RelativePositionEmbeddingLayer",
+    "RotaryPositionEmbeddingHelper",
+    "Transformer",
+    "TransformerDecoder",
+    "TransformerDecoderLayer",
+    "TransformerEncoder",
+    "TransformerEncoderLayer",
+    "causal_mask",
 ]

@@ -18,18 +18,24 @@ class LayerNorm(BaseLayer):
         name: attribute name in the Hugging Face module.
         input_size: size of the last axis.
         eps: added to the variance.
+        use_bias: whether the checkpoint holds a bias.
     """
 
-    def __init__(self, context: str | None, name: str | None, input_size: int, eps: float = 1e-5) -> None:
+    def __init__(
+        self, context: str | None, name: str | None, input_size: int, eps: float = 1e-5, use_bias: bool = True
+    ) -> None:
         super().__init__(context, name)
         self.input_size = input_size
         self.eps = eps
+        self.use_bias = use_bias
+        self.bias_id: ir.Value | None = None
 
     def collect_bind_layer_weights(self) -> None:
         weight = self.get_param_from_state_dict(self.key("weight"), [self.input_size])
-        bias = self.get_param_from_state_dict(self.key("bias"), [self.input_size])
         self.weight_id = self.add_initialized_input_tensor(weight, self.key("weight"))
-        self.bias_id = self.add_initialized_input_tensor(bias, self.key("bias"))
+        if self.use_bias:
+            bias = self.get_param_from_state_dict(self.key("bias"), [self.input_size])
+            self.bias_id = self.add_initialized_input_tensor(bias, self.key("bias"))
 
     def __call__(self, graph: Graph, x: ir.Value) -> ir.Value:
         """Normalises `[..., input_size]`."""

@@ -14,14 +14,9 @@ from poptransformer import ops
 from poptransformer.build import check_choice
 from poptransformer.graph import Graph
 from poptransformer.layers.base_layer import BaseLayer
+from poptransformer.positions import inverse_frequencies
 
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3")
-
-
-def inverse_frequencies(theta: float, rotary_dim: int) -> np.ndarray:
-    """Returns `theta ** (-2i / rotary_dim)`, fp32 `[rotary_dim / 2]` (RoFormer, https://arxiv.org/abs/2104.09864)."""
-    exponents = np.arange(0, rotary_dim, 2, dtype=np.int64).astype(np.float32) / np.float32(rotary_dim)
-    return (np.float32(1.0) / np.power(np.float32(theta), exponents)).astype(np.float32)
 
 
 def llama3_frequencies(frequencies: np.ndarray, rope: Mapping[str, Any]) -> np.ndarray:

@@ -63,6 +63,11 @@ def pow(graph: Graph, x: Operand, y: Operand) -> Value:
     return graph.op("Pow", x, y)
 
 
+def exp(graph: Graph, x: Value) -> Value:
+    """Returns `e ** x`."""
+    return graph.op("Exp", x)
+
+
 def sqrt(graph: Graph, x: Value) -> Value:
     """Returns the square root."""
     return graph.op("Sqrt", x)
@@ -71,6 +76,21 @@ def sqrt(graph: Graph, x: Value) -> Value:
 def maximum(graph: Graph, x: Operand, y: Operand) -> Value:
     """Returns the larger of each pair."""
     return graph.op("Max", x, y)
+
+
+def minimum(graph: Graph, x: Operand, y: Operand) -> Value:
+    """Returns the smaller of each pair."""
+    return graph.op("Min", x, y)
+
+
+def absolute(graph: Graph, x: Value) -> Value:
+    """Returns `|x|`."""
+    return graph.op("Abs", x)
+
+
+def arange(graph: Graph, start: Operand, end: Operand) -> Value:
+    """Returns the integers from `start` to `end`, `end` excluded, as int64."""
+    return graph.op("Range", start, end, 1)
 
 
 def cos(graph: Graph, x: Value) -> Value:
@@ -131,6 +151,16 @@ def softmax(graph: Graph, x: Value, axis: int = -1) -> Value:
 def reduce_max(graph: Graph, x: Value, axes: Sequence[int], keepdims: bool = True) -> Value:
     """Largest value along `axes`."""
     return graph.op("ReduceMax", x, list(axes), keepdims=int(keepdims))
+
+
+def reduce_mean(graph: Graph, x: Value, axes: Sequence[int], keepdims: bool = True) -> Value:
+    """Mean along `axes`."""
+    return graph.op("ReduceMean", x, list(axes), keepdims=int(keepdims))
+
+
+def reduce_l2(graph: Graph, x: Value, axes: Sequence[int], keepdims: bool = True) -> Value:
+    """Square root of the sum of squares along `axes`."""
+    return graph.op("ReduceL2", x, list(axes), keepdims=int(keepdims))
 
 
 def layer_norm(graph: Graph, x: Value, weight: Value, bias: Value | None, epsilon: float) -> Value:

@@ -82,7 +82,7 @@ def save_artefact(compiled: CompiledModel, checkpoint: Checkpoint, folder: str |
 def _write(compiled: CompiledModel, checkpoint: Checkpoint, folder: Path) -> None:
     import onnx_ir as ir
 
-    references = _write_weights(compiled.model, folder / WEIGHTS)
+    references = write_weights(compiled.model, folder / WEIGHTS)
     hashes = {}
     for name, model in _graphs(compiled).items():
         used = {key: value for key, value in references.items() if key in model.graph.initializers}
@@ -114,7 +114,7 @@ def _graphs(compiled: CompiledModel) -> dict[str, ir.Model]:
     }
 
 
-def _write_weights(model: ir.Model, path: Path) -> dict[str, ir.TensorProtocol]:
+def write_weights(model: ir.Model, path: Path) -> dict[str, ir.TensorProtocol]:
     """Writes large weights one by one, each on a page boundary; returns references to them."""
     import onnx_ir as ir
 
