@@ -31,7 +31,7 @@ from poptransformer.errors import ConfigError, GraphError, PopTransformerError, 
 from poptransformer.graph import IR_VERSION, Graph
 from poptransformer.quantization_report import QuantizationReport
 from poptransformer.recipe import QuantizationConfig
-from poptransformer.runtime.ort_session import WEIGHTS, SessionSettings, large_weights, make_session, replaced_weights
+from poptransformer.runtime.ort_session import WEIGHTS, SessionSettings, make_session, replaced_weights
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -238,7 +238,7 @@ def test_precisions(precision: Any) -> None:
         return {"y": GraphModel("fixed", "encoder", **arguments).stack(graph, declare(graph, inputs)["x"])}
 
     found = run_graph(make, model, inputs, precision=precision)["y"]
-    error = float((torch.from_numpy(found) - expected).norm() / expected.norm())
+    error = ((torch.from_numpy(found) - expected).norm() / expected.norm()).item()
     assert 1e-6 < error < (0.2 if precision == "int4" else 0.02)
 
 
