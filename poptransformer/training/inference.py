@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A trained model's graph: validated without weights, or compiled with them. Nothing of it runs."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from poptransformer.build import Build
+from poptransformer.checkpoint import LazyTensor, StateDict
+from poptransformer.errors import ConfigError
+from poptransformer.nn.convert import as_state_dict
+from poptransformer.program import Program, build_program
+from poptransformer.training.base_model import PyTorchBaseModel
+from poptransformer.training.checkpoints import checkpoints_of, load_weights
+from poptransformer.training.params import Params
+from poptransformer.validation import Validation, validate
+
+logger = logging.getLogger(__name__)
+
+MakeModel = Callable[[], PyTorchBaseModel]
+
+
+def validate_only(params: Params, make_model: MakeModel) -> Validation:
+    """Builds the graph from shapes alone, and checks it; prints what was found.
+
+    Args:
+        params: the completed params file; `runconfig.precision` and `runconfig.graph_sizes` count.
+        make_model: makes the model; its parameters get no memory.
+
+    Raises:
+        PopTransformerError: the graph is not valid, or a node has no kernel.
+    """
+    began = time.monotonic()
+    with torch.device("meta"):
+        model = make_model()
+    config = params["runconfig"]
+    build = Build(state_dict=shapes_of(model.model), precision=config["precision"])
+    program = build_program(model.build_graph, build, type(model).__name__)
+    validation = validate(program, build.recipe, dict(config["graph_sizes"]))
+    print(validation)
+    logger.info("validated in %.1f s; no weight was read", time.monotonic() - began)
+    return validation
+
+
+def shapes_of(module: torch.nn.Module) -> StateDict:
+    """Returns a state dict of a module's shapes: zeros that take no memory."""
+
+    def zeros(tensor: torch.Tensor) -> LazyTensor:
+        dtype = np.dtype(np.float32 if tensor.is_floating_point() else np.int64)
+        return LazyTensor(lambda: np.broadcast_to(dtype.type(0), tuple(tensor.shape)), tuple(tensor.shape), dtype)
+
+    tensors = {name: zeros(tensor) for name, tensor in module.state_dict().items()}
+    return StateDict(tensors, f"the weights of {type(module).__name__}")
+
+
+def compile_only(params: Params, make_model: MakeModel) -> Path:
+    """Compiles the graph with the weights of a checkpoint, makes its session, and saves both.
+
+    Args:
+        params: the completed params file; `runconfig.checkpoint_path` or the last of `runconfig.model_dir` is compiled,
+            in `runconfig.precision`, to `runconfig.compile_dir` or `model_dir/compiled`.
+        make_model: makes the model.
+
+    Raises:
+        ConfigError: there is no checkpoint.
+    """
+    config: Any = params["runconfig"]
+    model_dir = Path(config["model_dir"])
+    saved = checkpoints_of(model_dir)
+    if not config["checkpoint_path"] and not saved:
+        raise ConfigError(f"{model_dir} has no checkpoint to compile; train first or set --checkpoint_path.")
+    checkpoint = Path(config["checkpoint_path"]).expanduser() if config["checkpoint_path"] else saved[-1]
+    model = make_model()
+    load_weights(checkpoint, model.model)
+    program = Program.compile(
+        model.build_graph, as_state_dict(model.model), precision=config["precision"], threads=config["threads"]
+    )
+    _ = program.session  # onnxruntime accepts every node
+    folder = Path(config["compile_dir"] or model_dir / "compiled")
+    program.save(folder, source=str(checkpoint), model=type(model).__name__, precision=config["precision"])
+    print(f"compiled {checkpoint} to {folder} ({program.report.summary})")
+    return folder
