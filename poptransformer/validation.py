@@ -9,7 +9,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx
 
@@ -168,7 +168,7 @@ def _kernels() -> dict[tuple[str, str], list[tuple[int, int]]]:
 def _has_kernel(op_type: str, domain: str, version: int) -> bool:
     """Whether there is a kernel, or a definition by operators that onnxruntime puts in its place."""
     try:
-        schema = onnx.defs.get_schema(op_type, version, domain)
+        schema: Any = onnx.defs.get_schema(op_type, version, domain)
     except onnx.defs.SchemaError:
         return False
     since = schema.since_version
@@ -202,7 +202,7 @@ def _activations(graph: onnx.GraphProto) -> tuple[int, int]:
 
 def _bytes(info: onnx.ValueInfoProto) -> int | None:
     tensor = info.type.tensor_type
-    dims = [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
-    if not tensor.HasField("shape") or None in dims:
+    if not tensor.HasField("shape") or not all(dim.HasField("dim_value") for dim in tensor.shape.dim):
         return None
-    return math.prod(dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).itemsize  # type: ignore[type-var]
+    size = math.prod(dim.dim_value for dim in tensor.shape.dim)
+    return size * onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).itemsize

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import onnx_ir as ir
 
@@ -94,8 +95,8 @@ class Transformer(BaseLayer):
             num_layers=num_decoder_layers,
             norm=norm,
         )
-        self.encoder = encoder(self.context, "encoder")
-        self.decoder = decoder(self.context, "decoder")
+        self.encoder: Any = encoder(self.context, "encoder")
+        self.decoder: Any = decoder(self.context, "decoder")
 
     def __call__(
         self,
@@ -112,6 +113,6 @@ class Transformer(BaseLayer):
         """Returns `[B, L, D]` for a source `[B, S, D]` and a target `[B, L, D]`."""
         with graph.nameScope(self.context):
             memory = self.encoder(graph, src, src_mask, src_key_padding_mask)
-            return self.decoder(
-                *(graph, tgt, memory, tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask)
-            )
+            masks = (tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask)
+            decoded: ir.Value = self.decoder(graph, tgt, memory, *masks)
+            return decoded

@@ -121,7 +121,7 @@ class MultiheadAttention(nn.Module):
         position_bias: Tensor | None = None,
         rotary_position_embedding_helper: RotaryPositionEmbeddingHelper | None = None,
         layer_idx: int | None = None,
-    ) -> Tensor | tuple[Tensor, ...]:
+    ) -> Tensor | tuple[Tensor | KeyValue, ...]:
         """Returns the output `[B, L, D]`; where asked for, a tuple of it, the present keys and values, the weights.
 
         Masks are True or 1 for what must not be attended to, or floats that are added to the scores. A mask of the S
@@ -169,7 +169,7 @@ class MultiheadAttention(nn.Module):
             results.append((key, value))
         if need_weights and weights is not None:
             results.append(weights.mean(1) if average_attn_weights else weights)
-        return output if len(results) == 1 else tuple(results)  # type: ignore[return-value]
+        return output if len(results) == 1 else tuple(results)
 
     def _heads(self, x: Tensor, rotary: RotaryPositionEmbeddingHelper | None = None, offset: int = 0) -> Tensor:
         """`[B, L, N*H]` to `[B, N, L, H]`, rotated where there is something to rotate by."""

@@ -88,14 +88,14 @@ def layers_from_torch_nn(module: nn.Module) -> nn.Module:
     return layer.train(module.training)
 
 
-def layer_arguments(layer: nn.Module) -> dict[str, Any]:
+def layer_arguments(layer: nn.TransformerEncoderLayer | nn.TransformerDecoderLayer) -> dict[str, Any]:
     """Returns the arguments by which layers here, and graph layers of the same name, equal a layer of `torch.nn`.
 
     Args:
         layer: `torch.nn.TransformerEncoderLayer` or `TransformerDecoderLayer`.
     """
     has_biases = layer.linear1.bias is not None
-    activation = _ACTIVATIONS.get(layer.activation)  # type: ignore[call-overload]
+    activation = _ACTIVATIONS.get(layer.activation)
     if activation is None and isinstance(layer.activation, (nn.ReLU, nn.GELU)):
         tanh = getattr(layer.activation, "approximate", "none") == "tanh"
         activation = "relu" if isinstance(layer.activation, nn.ReLU) else "gelu_new" if tanh else "gelu"
@@ -152,6 +152,6 @@ def _norm(norm: nn.Module | None) -> nn.Module | None:
 def _without_norm_bias(layer: nn.Module, original: nn.Module) -> nn.Module:
     """Torch's layers without biases have none in their norms either."""
     for name, child in original.named_children():
-        if isinstance(child, nn.LayerNorm) and child.bias is None:
+        if isinstance(child, nn.LayerNorm) and "bias" not in dict(child.named_parameters()):
             getattr(layer, name).register_parameter("bias", None)
     return layer

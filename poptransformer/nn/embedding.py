@@ -150,7 +150,7 @@ class EmbeddingLayer(nn.Module):
         self._reset_tables()
         for part in (self.position_embeddings, self.position_embed_helper):
             if part is not None:
-                part.reset_parameters()  # type: ignore[operator, union-attr]
+                part.reset_parameters()  # type: ignore[operator]
 
     def _reset_tables(self) -> None:
         create_initializer(self.embeddings_initializer)(self.word_embeddings.weight.data)
@@ -186,9 +186,10 @@ class EmbeddingLayer(nn.Module):
             ConfigError: a table has other columns than D; project and add the parts by hand then.
         """
         x = self.compute_token_embeddings(input_ids)
-        if self.position_embeddings is not None:
+        positions = self.compute_positional_embeddings(input_ids, position_ids, past_length)
+        if positions is not None:
             self._check_columns("positional_embedding_size", self.positional_embedding_size)
-            x = x + self.compute_positional_embeddings(input_ids, position_ids, past_length)
+            x = x + positions
         if segment_ids is not None and self.segment_embeddings is not None:
             self._check_columns("segment_embedding_size", self.segment_embedding_size)
             x = x + self.segment_embeddings(segment_ids)

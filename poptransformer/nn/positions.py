@@ -45,9 +45,8 @@ class LearnedPositionEmbeddingLayer(nn.Module):
             raise ConfigError("mask_padding_in_positional_embed needs pad_token_id.")
         rows = max_position_embeddings + position_embedding_offset + int(mask_padding_in_positional_embed)
         self.embed = nn.Embedding(rows, positional_embedding_size, device=device)
-        self.pad_token_id = pad_token_id
+        self.padding = pad_token_id if mask_padding_in_positional_embed else None
         self.position_embedding_offset = position_embedding_offset
-        self.mask_padding_in_positional_embed = mask_padding_in_positional_embed
         self.initializer = position_embeddings_initializer
         self.reset_parameters()
 
@@ -59,8 +58,8 @@ class LearnedPositionEmbeddingLayer(nn.Module):
         """Returns `[B, L, D]` for ids `[B, L]` at positions from `past_length` on, or at `position_ids` `[B, L]`."""
         if position_ids is None:
             position_ids = torch.arange(past_length, past_length + input_ids.shape[-1], device=input_ids.device)
-            if self.mask_padding_in_positional_embed:
-                position_ids = torch.where(input_ids.ne(self.pad_token_id), position_ids + 1, 0)
+            if self.padding is not None:
+                position_ids = torch.where(input_ids.ne(self.padding), position_ids + 1, 0)
             position_ids = (position_ids + self.position_embedding_offset).expand(input_ids.shape)
         return self.embed(position_ids)
 
@@ -164,6 +163,8 @@ class RelativePositionEmbeddingLayer(nn.Module):
         relative_attn_bias_initializer: see `create_initializer`.
         device: where the table lies.
     """
+
+    buckets: Tensor
 
     def __init__(
         self,

@@ -166,7 +166,7 @@ def _evaluate(trainer: Trainer, mode: str, model_dir: Path, loader: Any) -> dict
         checkpoints = list(checkpoints_of(model_dir))
         if not checkpoints:
             raise ConfigError(f"{model_dir} has no checkpoints to evaluate; train first.")
-    results = {}
+    results: dict[str, Mapping[str, float]] = {}
     for checkpoint in checkpoints:
         trainer.load(checkpoint)
         results[f"step {trainer.step}"] = trainer.evaluate(loader)

@@ -57,7 +57,7 @@ def _read(path: Path) -> list[Row]:
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """Draws losses on a logarithmic scale, and the learning rate; without matplotlib a log line says what is missing."""
+    """Draws losses, on a logarithmic scale, and the learning rate; a warning where matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

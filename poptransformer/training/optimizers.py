@@ -99,13 +99,15 @@ def create_optimizer(params: Mapping[str, Any], model: nn.Module) -> Optimizer:
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain}]
     if "weight_decay" in inspect.signature(kind).parameters:
         groups[1]["weight_decay"] = 0.0
-    return kind([group for group in groups if group["params"]], lr=1.0, **arguments)
+    make: Any = kind
+    return make([group for group in groups if group["params"]], lr=1.0, **arguments)
 
 
 def _groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Parameters with and without weight decay."""
     norms = {id(weight) for module in model.modules() if isinstance(module, _NORMS) for weight in module.parameters()}
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, weight in model.named_parameters():
         if weight.requires_grad:
             is_plain = id(weight) in norms or name.rpartition(".")[2] == "bias"

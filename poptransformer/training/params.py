@@ -86,7 +86,7 @@ class Params(dict[str, Any]):
         return super().__contains__(key)
 
     def __iter__(self) -> Iterator[str]:
-        self.read.update(dict.keys(self))
+        self.read.update(super().__iter__())
         return super().__iter__()
 
     def keys(self) -> Any:
@@ -118,10 +118,9 @@ class Params(dict[str, Any]):
 
     def check_all_read(self) -> None:
         """Raises `Unknown key` for one that nothing has read."""
-        for key in dict.keys(self):
+        for key in list(super().__iter__()):
             if key not in self.read:
-                hint = did_you_mean(key, sorted(self.read - set(dict.keys(self))) or sorted(self.read))
-                raise ConfigError(f"Unknown key {self.name}.{key}. {hint}")
+                raise ConfigError(f"Unknown key {self.name}.{key}. {did_you_mean(key, self.read)}")
         for value in dict.values(self):
             if isinstance(value, Params) and value.read:
                 value.check_all_read()
@@ -164,7 +163,7 @@ def get_params(
             raise ConfigError(f"{path} has an unknown section {name}. {did_you_mean(str(name), SECTIONS)}")
     params = Params({name: values.get(name, {}) for name in SECTIONS})
     if set_defaults is not None:
-        params = set_defaults(params) or params  # type: ignore[assignment]
+        params = set_defaults(params) or params
     _complete_runconfig(params["runconfig"])
     _check_optimizer(params["optimizer"])
     if mode is not None:

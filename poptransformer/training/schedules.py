@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from poptransformer.errors import ConfigError, did_you_mean
+from poptransformer.rules import is_list, is_number
 
 Schedule = Callable[[int], float]
 
@@ -130,13 +131,13 @@ def create_schedule(spec: float | Mapping[str, Any] | Sequence[Mapping[str, Any]
     Raises:
         ConfigError: a name or argument is unknown or missing.
     """
-    if isinstance(spec, (int, float)) and not isinstance(spec, bool):
-        return constant(float(spec))
+    if is_number(spec):
+        return constant(float(spec))  # type: ignore[arg-type]
     if isinstance(spec, Mapping):
         return _one(spec)[0]
-    if not isinstance(spec, Sequence) or isinstance(spec, str) or not spec:
+    if not is_list(spec, lambda part: isinstance(part, Mapping)) or not spec:
         raise ConfigError(f"optimizer.learning_rate must be a number, a schedule or a list of them, found {spec!r}.")
-    return _in_turn([_one(part) for part in spec])
+    return _in_turn([_one(part) for part in spec])  # type: ignore[union-attr]
 
 
 def _in_turn(parts: Sequence[tuple[Schedule, int | None]]) -> Schedule:
