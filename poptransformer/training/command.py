@@ -63,12 +63,19 @@ def run(
         for name in OVERRIDES:
             if getattr(options, name) is not None:
                 params["runconfig"][name] = getattr(options, name)
-        set_up_logging(params["runconfig"]["logging"])
+        _log_at(params["runconfig"]["logging"])
         return _run(options, params, model_fn, train_data_fn, eval_data_fn)
     except PopTransformerError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _log_at(level: str) -> None:
+    """Sets the level; which weights a graph takes is told at `debug` alone."""
+    set_up_logging(level)
+    quiet = logging.NOTSET if level.lower() == "debug" else logging.WARNING
+    logging.getLogger("poptransformer.layers").setLevel(quiet)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -134,6 +134,10 @@ def test_python_of_the_api_page_runs(tmp_path: Path) -> None:
     run_python_of(ROOT / "docs" / "python_api.md", tiny, tmp_path / "smollm2")
 
 
+def test_python_of_the_training_page_runs(tmp_path: Path) -> None:
+    run_python_of(ROOT / "docs" / "training.md", SMOLLM2, tmp_path)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_yaml_parses(page: Path) -> None:
     for text in blocks(page, "yaml"):
