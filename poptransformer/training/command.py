@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,19 +64,25 @@ def run(
         for name in OVERRIDES:
             if getattr(options, name) is not None:
                 params["runconfig"][name] = getattr(options, name)
-        _log_at(params["runconfig"]["logging"])
-        return _run(options, params, model_fn, train_data_fn, eval_data_fn)
+        with _log_at(params["runconfig"]["logging"]):
+            return _run(options, params, model_fn, train_data_fn, eval_data_fn)
     except PopTransformerError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def _log_at(level: str) -> None:
-    """Sets the level; which weights a graph takes is told at `debug` alone."""
+@contextlib.contextmanager
+def _log_at(level: str) -> Iterator[None]:
+    """Sets the level; which weights a graph takes is told at `debug` alone, until the block ends."""
     set_up_logging(level)
-    quiet = logging.NOTSET if level.lower() == "debug" else logging.WARNING
-    logging.getLogger("poptransformer.layers").setLevel(quiet)
+    layers = logging.getLogger("poptransformer.layers")
+    before = layers.level
+    layers.setLevel(before if level.lower() == "debug" else logging.WARNING)
+    try:
+        yield
+    finally:
+        layers.setLevel(before)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
