@@ -19,7 +19,7 @@ from poptransformer.errors import ConfigError, PopTransformerError
 from poptransformer.training.base_model import PyTorchBaseModel
 from poptransformer.training.checkpoints import checkpoints_of
 from poptransformer.training.inference import compile_only, validate_only
-from poptransformer.training.params import MODES, Params, get_params, write_params
+from poptransformer.training.params import MODES, RUNCONFIG, Params, get_params, write_params
 from poptransformer.training.randomness import seed_everything
 from poptransformer.training.trainer import Trainer
 from poptransformer.utils.logging import set_up_logging
@@ -62,8 +62,10 @@ def run(
     try:
         params = get_params(options.params, options.mode, default_params_fn)
         for name in OVERRIDES:
-            if getattr(options, name) is not None:
-                params["runconfig"][name] = getattr(options, name)
+            value = getattr(options, name)
+            if value is not None:
+                RUNCONFIG[name][1].check(f"--{name}", value)
+                params["runconfig"][name] = value
         with _log_at(params["runconfig"]["logging"]):
             return _run(options, params, model_fn, train_data_fn, eval_data_fn)
     except PopTransformerError as error:

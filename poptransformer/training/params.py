@@ -196,9 +196,16 @@ def _check_optimizer(optimizer: Params) -> None:
 
 
 def write_params(params: Params, model_dir: Path, mode: str) -> Path:
-    """Writes the completed params to `model_dir/<mode>/params_<mode>.yaml`."""
+    """Writes the completed params to `model_dir/<mode>/params_<mode>.yaml`.
+
+    Raises:
+        ConfigError: the folder cannot be made.
+    """
     folder = model_dir / mode
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"Cannot write to {folder}: {error.strerror}. Choose another --model_dir.") from error
     path = folder / f"params_{mode}.yaml"
     write_text(path, yaml.safe_dump(params.plain(), sort_keys=False))
     return path

@@ -129,6 +129,10 @@ def test_a_key_that_is_missing(tmp_path: Path) -> None:
         (("--mode", "eval"), "has no checkpoint to evaluate"),
         (("--mode", "train", "--checkpoint_path", "nowhere"), "There is no checkpoint at nowhere"),
         (("--mode", "train", "--compile_only"), "has no checkpoint to compile"),
+        (("--mode", "train", "--logging", "loud"), "Invalid --?logging loud, options"),
+        (("--mode", "train", "--max_steps", "-3"), "--max_steps must be an integer of at least 0"),
+        (("--mode", "eval", "--eval_steps", "0"), "--eval_steps must be an integer of at least 1"),
+        (("--mode", "train", "-o", "/dev/null/x"), "Cannot write to /dev/null/x/train: .*--model_dir"),
         (("IPU", "--mode", "train"), "Training and evaluation run on CPU or GPU"),
     ],
 )
