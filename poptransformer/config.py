@@ -56,11 +56,17 @@ class TopLevel(Section):
         log_level: least severe messages of this package that are shown; `info` lists every tensor and block.
         popart_log_level: the same for the runtime; the name is PopART's, the runtime is onnxruntime.
         stream: print the text as it is generated; false generates it in one call, then prints it.
+        validate_only: check the graph from the shapes of its weights, and run nothing.
+        compile_only: write the compiled model to `compile_dir`, and run nothing.
+        compile_dir: folder of the compiled model.
     """
 
     log_level: str = setting("warning", choice(*LOG_LEVELS))
     popart_log_level: str = setting("err", choice(*POPART_LOG_LEVELS))
     stream: bool = setting(True, FLAG)
+    validate_only: bool = setting(False, FLAG)
+    compile_only: bool = setting(False, FLAG)
+    compile_dir: str | None = setting(None, or_null(TEXT))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -127,11 +127,24 @@ def _set_sizes(proto: onnx.ModelProto, sizes: Mapping[str, int]) -> dict[str, in
             if not dim.HasField("dim_value"):
                 name = dim.dim_param or "unnamed"
                 assumed[name] = dim.dim_value = int(sizes.get(name, 1))
+    known = [value for value in proto.graph.value_info if _fix(value, assumed)]  # inference finds the others anew
     del proto.graph.value_info[:]
+    proto.graph.value_info.extend(known)
     for value in proto.graph.output:
         for dim in value.type.tensor_type.shape.dim:
             dim.ClearField("dim_param")  # inference puts sizes in the place of names
     return assumed
+
+
+def _fix(value: onnx.ValueInfoProto, sizes: Mapping[str, int]) -> bool:
+    """Puts sizes in the place of a value's named dimensions; False where one has none."""
+    tensor = value.type.tensor_type
+    for dim in tensor.shape.dim:
+        if not dim.HasField("dim_value"):
+            if dim.dim_param not in sizes:
+                return False
+            dim.dim_value = sizes[dim.dim_param]
+    return tensor.HasField("shape")
 
 
 def _operators(proto: onnx.ModelProto) -> dict[str, int]:

@@ -6,10 +6,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 import poptransformer
 from poptransformer.quantization_report import QuantizationReport
@@ -148,6 +151,20 @@ def _cache_dtype(model: HFModel) -> str:
     if model.fp8_cache:
         return "uint8"
     return "float32" if model.build.recipe.is_float else "float16"
+
+
+def state_bytes(model: HFModel, sizes: Mapping[str, int]) -> int:
+    """Bytes that one step hands to the next, caches in the type that they will have.
+
+    Args:
+        model: a model whose `build_graph` has been called.
+        sizes: sizes of the named dimensions.
+    """
+    total = 0
+    for state in model.states:
+        count = math.prod(sizes[dim] if isinstance(dim, str) else dim for dim in state.shape)
+        total += count * np.dtype(_cache_dtype(model) if state.in_place else state.dtype).itemsize
+    return total
 
 
 def stop_token_ids(model: HFModel) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from poptransformer.errors import PopTransformerError
 from poptransformer.utils import base_config
 from poptransformer.utils.config_errors import describe
+from poptransformer.utils.dry_run import as_overrides, dry_run
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
@@ -33,7 +34,8 @@ def hydra_main(config_path: str = "conf", config_name: str = "sharding") -> Call
     """Turns a function of a configuration into a command, as `hydra.main` does.
 
     Hydra's options (`--cfg job`, `--multirun`, `--config-name`, `--config-dir`, `--help`, completion) work as
-    ever. A mistake in the configuration, or in what it names, ends the command with one sentence on stderr
+    ever. With `--validate_only` or `--compile_only` the function is not called: the model is checked or compiled.
+    A mistake in the configuration, or in what it names, ends the command with one sentence on stderr
     and exit status 1; with HYDRA_FULL_ERROR=1 in the environment, with the complete stack trace.
 
     Args:
@@ -47,7 +49,7 @@ def hydra_main(config_path: str = "conf", config_name: str = "sharding") -> Call
         @functools.wraps(task)
         def job(config: DictConfig) -> Any:
             try:
-                return task(config)
+                return None if dry_run(config) else task(config)
             except BrokenPipeError:
                 _leave_quietly()
             except PopTransformerError as error:
@@ -60,6 +62,7 @@ def hydra_main(config_path: str = "conf", config_name: str = "sharding") -> Call
 
         @functools.wraps(task)
         def main() -> Any:
+            sys.argv[1:] = as_overrides(sys.argv[1:])  # Hydra knows no flags of an application
             return command() if show_trace else _reporting(command, task)
 
         return main

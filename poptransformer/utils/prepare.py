@@ -64,10 +64,15 @@ def prepare_model_session(config: DictConfig | Mapping[str, Any]) -> tuple[Any, 
     checked = check_config(config)
     set_up_logging(checked.top.log_level, checked.top.popart_log_level)
     with use_build(Build(**dataclasses.asdict(checked.global_args))):
-        model = _instantiate(checked.model)
+        model = make_model(checked)
         session = _instantiate(checked.session)
         session.compile(model)
     return session, model
+
+
+def make_model(checked: CheckedConfig) -> Any:
+    """Makes the configured model; its graph is still to be built."""
+    return _instantiate(checked.model)
 
 
 def check_config(config: DictConfig | Mapping[str, Any]) -> CheckedConfig:

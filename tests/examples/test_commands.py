@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -233,3 +234,71 @@ def test_a_beam_search_is_printed_when_it_is_done() -> None:
     streamed, _ = run(GPT2, "model.num_beams=3", "model.max_loop=6")
     at_once, _ = run(GPT2, "model.num_beams=3", "model.max_loop=6", "stream=false")
     assert streamed == at_once
+
+
+# ---- as far as it goes without running --------------------------------------------------------------------------
+
+LLAMA_7B = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "vocab_size": 32000,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "eos_token_id": 2,
+}
+
+
+def test_validate_only_takes_no_memory_for_weights(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_7B))
+    program = "import resource; resource.setrlimit(resource.RLIMIT_AS, (14 << 30,) * 2); import runpy, sys; " + (
+        "sys.argv[0] = 'inference.py'; runpy.run_path('inference.py', run_name='__main__')"
+    )
+    flags = ("--validate_only", "global_args.precision=int4", "model.max_length=2048")
+    done = subprocess.run(
+        [sys.executable, "-c", program, *flags, f"model.override_hfconfig_from_json={tmp_path / 'config.json'}"],
+        cwd=LLAMA2,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "weights: 6738415616 parameters" in done.stdout  # 26 GB in fp32
+    assert "(batch 1, tokens 2048, chosen 1, slots 2048)" in done.stdout
+    assert "states: 1024.00 MiB" in done.stdout  # 2 * 32 layers * 4096 * 2048 tokens in fp16
+
+
+def test_validate_only_runs_nothing() -> None:
+    before = tree(GPT2)
+    out, err = run(GPT2, "validate_only=true")
+    assert out.startswith("graph: valid, shapes inferred, every node has a kernel\n")
+    (unknown,) = re.findall(r"^(\d+) values have shapes that depend on data", out, re.MULTILINE)
+    assert int(unknown) < 5, "inference knows the shapes of activations"
+    assert PROMPT not in out and "Performance:" not in err and tree(GPT2) == before
+
+
+def test_compile_only_saves_a_model_that_loads(tmp_path: Path) -> None:
+    import poptransformer
+
+    out, err = run(GPT2, "--compile_only", f"compile_dir={tmp_path / 'saved'}", "global_args.precision=int8")
+    assert out == f"compiled to {tmp_path / 'saved'}\n" and "Performance:" not in err
+    ids = poptransformer.load(tmp_path / "saved").generate([1, 2, 3], max_new_tokens=4)
+    assert ids == poptransformer.load(GPT2 / "tiny", precision="int8").generate([1, 2, 3], max_new_tokens=4)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--compile_only",), "compile_only needs a folder for the compiled model: compile_dir=FOLDER"),
+        (("--compile_only", "--validate_only"), "exclude each other"),
+        (("validate_only=perhaps",), "validate_only must be true or false"),
+    ],
+)
+def test_wrong_flags(flags: tuple[str, ...], message: str) -> None:
+    assert message in run(GPT2, *flags, code=1)[1]
