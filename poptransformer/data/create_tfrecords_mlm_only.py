@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import argparse
 import functools
+import glob
 import json
 import multiprocessing
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -72,12 +74,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; a mistake of the user ends it with one sentence and exit status 1."""
     options = parse(arguments)
     set_up_logging("info")
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that half files are cleared away
     try:
         counts = create(options)
     except PopTransformerError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     print(f"{counts['n_examples']} examples of {counts['n_docs']} documents in {options.output_dir}")
 
 
@@ -189,6 +194,10 @@ def _shuffled(files: Iterable[Documents], buffer_size: int, rng: random.Random) 
 
 def _write(folder: Path, options: argparse.Namespace, records: Iterator[bytes], counts: dict[str, int]) -> None:
     """Deals records out to the files in turn; they get their names when all are complete."""
+    names = [f"{options.name}-{number}.tfrecords" for number in range(1, options.num_output_files + 1)]
+    others = sorted({path.name for path in folder.glob(f"{glob.escape(options.name)}-*.tfrecords")} - set(names))
+    if others:  # readers would take them for part of this run
+        raise ConfigError(f"{folder} holds {others[0]} of another run. Remove it or choose another --output_dir.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{options.name}.", dir=folder))
@@ -196,7 +205,6 @@ def _write(folder: Path, options: argparse.Namespace, records: Iterator[bytes], 
         raise PopTransformerError(
             f"Cannot write to {folder}: {error.strerror}. Choose another --output_dir."
         ) from error
-    names = [f"{options.name}-{number}.tfrecords" for number in range(1, options.num_output_files + 1)]
     try:
         writers = [RecordWriter(temporary / name) for name in names]
         try:

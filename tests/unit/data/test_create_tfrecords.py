@@ -5,6 +5,10 @@ from __future__ import annotations
 
 import json
 import random
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -173,3 +177,26 @@ def test_wrong_input(texts: Path, change: str, flags: tuple[str, ...], message: 
     with pytest.raises(SystemExit, match=message):
         create(texts, *flags)
     assert not list((texts / "out").glob("**/*")), "no half file is left"
+
+
+def test_files_of_another_run_are_not_mixed_in(texts: Path) -> None:
+    create(texts, "--num_output_files", "3")
+    create(texts, "--num_output_files", "3", "--seed", "1")  # replaces them
+    with pytest.raises(SystemExit, match="holds examples-3.tfrecords of another run"):
+        create(texts, "--num_output_files", "2")
+    assert len(list((texts / "out").iterdir())) == 4
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_an_interrupted_run_leaves_nothing(texts: Path, number: int, code: int) -> None:
+    script = Path(__file__).parents[3] / "scripts" / "create_tfrecords_mlm_only.py"
+    paths = {"metadata_files": "metadata.txt", "vocab_file": "vocab.txt", "output_dir": "out"}
+    flags = [f"--{name}={texts / path}" for name, path in paths.items()]
+    flags += [f"--input_files_prefix={texts}", "--single_sentence_per_line", "--dupe_factor=1000000", "--num_workers=1"]
+    running = subprocess.Popen([sys.executable, str(script), *flags], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 200
+    while not list((texts / "out").glob(".examples.*/*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    running.send_signal(number)
+    assert running.wait(100) == code
+    assert not list((texts / "out").iterdir())
