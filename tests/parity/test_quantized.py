@@ -25,7 +25,12 @@ IDS = np.arange(1, 24)
 MAKERS: dict[str, Callable[[], Any]] = {variant.name: variant.make for variant in VARIANTS}
 MODELS = ["gpt2", "gpt2-untied", "llama-gqa", "llama-biases-tied", "rwkv-rescaled"]
 # Patterns of the recipes below, where RWKV's layers go by other names.
-RWKV_NAMES = {"lm_head*": "head*", "*mlp*": "*feed_forward*", "*up_proj*": "*feed_forward.key*", "*attn*": "*attention*"}
+RWKV_NAMES = {
+    "lm_head*": "head*",
+    "*mlp*": "*feed_forward*",
+    "*up_proj*": "*feed_forward.key*",
+    "*attn*": "*attention*",
+}
 # Formats whose kernel rounds activations to int8 are compared on the function bodies alone.
 FLOAT8 = ["fp8_weight", "fp8"]
 
