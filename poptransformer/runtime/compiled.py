@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import poptransformer
+from poptransformer.errors import ConfigError
 from poptransformer.quantization_report import QuantizationReport
-from poptransformer.state import StateSpec
+from poptransformer.state import SLOTS, StateSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -108,6 +109,9 @@ def compile_model(
         model: the built model.
         compiler_options: PopART's switches, recorded in the metadata.
         fuse: put nodes together that one kernel computes; False keeps the graph as the layers wrote it.
+
+    Raises:
+        ConfigError: caches of 8 bits are asked for, and there are no caches.
     """
     import onnx_ir as ir
 
@@ -121,6 +125,7 @@ def compile_model(
         producer_name="poptransformer",
         producer_version=poptransformer.__version__,
     )
+    _check_caches(model)
     passes.matmul_to_linear(compiled)
     report = quantize(compiled, model)
     states = passes.store_caches(compiled, model.states, _cache_dtype(model))
@@ -141,6 +146,14 @@ def compile_model(
     )
     compiled.metadata_props.update(info.to_metadata() | _provenance(model, compiler_options or {}))
     return CompiledModel(compiled, info)
+
+
+def _check_caches(model: HFModel) -> None:
+    if model.fp8_cache and not any(SLOTS in state.shape for state in model.states):
+        raise ConfigError(
+            f"fp8_cache is true, but {type(model).__name__} keeps no keys and values: its states have the same size "
+            "for every length. Set model.fp8_cache=false."
+        )
 
 
 def _cache_dtype(model: HFModel) -> str:

@@ -20,7 +20,17 @@ CHOICES = [
     for primary in sorted((EXAMPLES / example / "conf").glob("*.yaml"))
     for model in sorted((EXAMPLES / example / "conf" / "model").glob("*.yaml"))
 ]
-LAYERS = {"gpt2-xl": 48, "gpt2-medium": 24, "gpt2": 12, "llama-2-7b": 32, "llama-2-13b": 40, "smollm2": 30}
+LAYERS = {
+    "gpt2-xl": 48,
+    "gpt2-medium": 24,
+    "gpt2": 12,
+    "llama-2-7b": 32,
+    "llama-2-13b": 40,
+    "smollm2": 30,
+    "rwkv-raven-1b5": 24,
+    "rwkv-raven-3b": 32,
+}
+# What replicas divide: attention heads, or RWKV's channels.
 HEADS = {
     "tiny": 4,
     "gpt2": 12,
@@ -29,6 +39,10 @@ HEADS = {
     "smollm2": 3,
     "llama-2-7b": 32,
     "llama-2-13b": 40,
+    "rwkv-4-169m": 768,
+    "rwkv-4-430m": 1024,
+    "rwkv-raven-1b5": 2048,
+    "rwkv-raven-3b": 2560,
 }
 
 
@@ -39,7 +53,7 @@ def composed(example: str, primary: str, *overrides: str) -> CheckedConfig:
 
 
 def test_the_examples_are_there() -> None:
-    assert {"gpt2", "llama2"} <= set(NAMES)
+    assert {"gpt2", "llama2", "rwkv"} <= set(NAMES)
 
 
 @pytest.mark.parametrize(("example", "primary", "model"), CHOICES)
@@ -58,10 +72,13 @@ def test_the_originals_placements() -> None:
     assert composed("gpt2", "sharding", "model=gpt2-xl").model["layer_per_ipu"] == [0, 6, 7, 7, 7, 7, 7, 7]
     config = composed("llama2", "tp", "model=llama-2-13b")
     assert (config.global_args.num_replicas, config.model["layer_per_ipu"]) == (8, [5] * 8)
+    config = composed("rwkv", "tp", "model=rwkv-raven-1b5")
+    assert (config.global_args.num_replicas, config.model["layer_per_ipu"]) == (2, [6] * 4)
 
 
-def test_the_tiny_model_lies_beside_the_example() -> None:
-    assert composed("gpt2", "sharding").model["hf_model_name"] == str(EXAMPLES / "gpt2" / "tiny")
+@pytest.mark.parametrize("example", ["gpt2", "rwkv"])
+def test_the_tiny_model_lies_beside_the_example(example: str) -> None:
+    assert composed(example, "sharding").model["hf_model_name"] == str(EXAMPLES / example / "tiny")
 
 
 def test_every_inference_py_is_the_same() -> None:

@@ -41,6 +41,16 @@ CONFIGS = {
         "tie_word_embeddings": False,
         "eos_token_id": 60,
     },
+    "rwkv": {
+        "model_type": "rwkv",
+        "vocab_size": 61,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "context_length": 64,
+        "layer_norm_epsilon": 1e-5,
+        "rescale_every": 6,
+        "eos_token_id": 60,
+    },
 }
 
 

@@ -17,12 +17,20 @@ class Variant:
         make: returns the transformers model, weights not yet set.
         save: keyword arguments of `save_pretrained`.
         dtype: torch dtype name that the checkpoint is saved in.
+        cache: what transformers' model calls what it hands from step to step.
+        beams: keyword arguments of `generate` under which transformers' beam search is right.
+        fused: nodes of a layer that are `FusedLinear` after the pass.
+        unfused: op types that stay between them.
     """
 
     name: str
     make: Callable[[], Any]
     save: dict[str, Any] = dataclasses.field(default_factory=dict)
     dtype: str = "float32"
+    cache: str = "past_key_values"
+    beams: dict[str, Any] = dataclasses.field(default_factory=dict)
+    fused: int = 4
+    unfused: frozenset[str] = frozenset()
 
 
 def _gpt2(**overrides: Any) -> Callable[[], Any]:
@@ -56,6 +64,26 @@ def _llama(**overrides: Any) -> Callable[[], Any]:
     return make
 
 
+def _rwkv(**overrides: Any) -> Callable[[], Any]:
+    def make() -> Any:
+        from transformers import RwkvConfig, RwkvForCausalLM
+
+        config = {"vocab_size": 67, "hidden_size": 40, "num_hidden_layers": 3, "context_length": 64}
+        ids = {"bos_token_id": 0, "eos_token_id": 66}
+        return RwkvForCausalLM(RwkvConfig(**{**config, **ids, **overrides}))
+
+    return make
+
+
+# transformers' RWKV neither reorders its state for beams, nor steps right with several rows.
+_RWKV: dict[str, Any] = {
+    "cache": "state",
+    "beams": {"use_cache": False},
+    "fused": 4,
+    "unfused": frozenset({"Linear", "Add", "Mul", "LayerNormalization"}),
+}
+
+
 def _rope(rope_type: str, **parameters: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": rope_type, "rope_theta": 10000.0, **parameters}}
 
@@ -80,4 +108,9 @@ VARIANTS = [
     Variant("llama-eps", _llama(rms_norm_eps=1e-2, hidden_act="gelu_pytorch_tanh")),
     Variant("llama-sharded-bf16", _llama(), {"max_shard_size": "40KB"}, "bfloat16"),
     Variant("llama-fp16", _llama(), {}, "float16"),
+    Variant("rwkv", _rwkv(), **_RWKV),
+    Variant("rwkv-rescaled", _rwkv(num_hidden_layers=5, rescale_every=2), **_RWKV),
+    Variant("rwkv-odd-sizes", _rwkv(hidden_size=37, intermediate_size=50, rescale_every=0), **_RWKV),
+    Variant("rwkv-eps", _rwkv(layer_norm_epsilon=1e-2, rescale_every=1), **_RWKV),
+    Variant("rwkv-tied-sharded-fp16", _rwkv(tie_word_embeddings=True), {"max_shard_size": "40KB"}, "float16", **_RWKV),
 ]
