@@ -26,12 +26,20 @@ import subprocess
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
+from transformers import (
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPT2Tokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 logger = logging.getLogger("poptransformer.train_tiny")
 
@@ -98,18 +106,23 @@ def chapters(lines: list[str]) -> list[str]:
     return [text for text in texts if text]
 
 
-def train_tokenizer(texts: list[str]) -> GPT2Tokenizer:
-    """Train a byte-level BPE of `VOCAB_SIZE` pieces; `<|endoftext|>` has id 0 and serves as bos, eos and padding."""
+def train_bpe(texts: list[str], special_tokens: list[str]) -> Tokenizer:
+    """Train a byte-level BPE of `VOCAB_SIZE` pieces; the special tokens have the first ids."""
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet, show_progress=False
+        vocab_size=VOCAB_SIZE, special_tokens=special_tokens, initial_alphabet=alphabet, show_progress=False
     )
     bpe.train_from_iterator(texts, trainer)
+    return bpe
+
+
+def train_tokenizer(texts: list[str]) -> GPT2Tokenizer:
+    """Train a tokenizer whose `<|endoftext|>` has id 0 and serves as bos, eos and padding."""
     special = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), END_OF_TEXT)
-    return GPT2Tokenizer(tokenizer_object=bpe, model_max_length=CONTEXT, **special)
+    return GPT2Tokenizer(tokenizer_object=train_bpe(texts, [END_OF_TEXT]), model_max_length=CONTEXT, **special)
 
 
 def encode(tokenizer: GPT2Tokenizer, texts: list[str]) -> torch.Tensor:
@@ -161,18 +174,24 @@ def batches(ids: torch.Tensor, generator: torch.Generator) -> Iterator[torch.Ten
                 yield ids[row[:, None] + torch.arange(CONTEXT + 1)]
 
 
-def train(model: GPT2LMHeadModel, ids: torch.Tensor, steps: int, seed: int) -> None:
+def train(
+    model: PreTrainedModel,
+    batches: Iterable[Any],
+    steps: int,
+    loss_of: Callable[[Any, Any], torch.Tensor] = loss_of,
+    peak_rate: float = PEAK_RATE,
+) -> None:
     """Run `steps` of AdamW: linear warm-up, cosine decay to a fiftieth, weight decay on matrices only."""
     matrices = {"params": [weight for weight in model.parameters() if weight.ndim > 1], "weight_decay": WEIGHT_DECAY}
     vectors = {"params": [weight for weight in model.parameters() if weight.ndim == 1], "weight_decay": 0.0}
-    optimizer = torch.optim.AdamW([matrices, vectors], lr=PEAK_RATE, betas=(0.9, 0.95), fused=True)
+    optimizer = torch.optim.AdamW([matrices, vectors], lr=peak_rate, betas=(0.9, 0.95), fused=True)
     warmup = min(WARMUP, steps // 10 + 1)
     began, total = time.monotonic(), 0.0
-    for step, windows in zip(range(1, steps + 1), batches(ids, torch.Generator().manual_seed(seed)), strict=False):
+    for step, batch in zip(range(1, steps + 1), batches, strict=False):
         cosine = 0.51 + 0.49 * math.cos(math.pi * max(step - warmup, 0) / max(steps - warmup, 1))
         for group in optimizer.param_groups:
-            group["lr"] = PEAK_RATE * min(step / warmup, cosine)
-        loss = loss_of(model, windows)
+            group["lr"] = peak_rate * min(step / warmup, cosine)
+        loss = loss_of(model, batch)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
@@ -184,14 +203,13 @@ def train(model: GPT2LMHeadModel, ids: torch.Tensor, steps: int, seed: int) -> N
             total = 0.0
 
 
-def save(model: GPT2LMHeadModel, tokenizer: GPT2Tokenizer, output: Path) -> None:
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
     """Write the fp16 checkpoint to a new folder beside `output`, then swap the two; other files there are kept."""
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
         staging, retired = Path(folder) / "new", Path(folder) / "old"
         if output.exists():
             shutil.copytree(output, staging)
-        model.config.activation_function = "gelu_new"
         model.half().save_pretrained(staging)
         tokenizer.save_pretrained(staging)
         (staging / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner only
@@ -211,11 +229,11 @@ def show_samples(folder: Path, seed: int) -> None:
             print(f"--- {name}\n{tokenizer.decode(ids[0], skip_special_tokens=True)}")
 
 
-def main() -> None:
-    """Train, save, and report losses and samples of the saved checkpoint."""
-    parser = argparse.ArgumentParser(description="Train a small GPT-2 and save it as an fp16 checkpoint.")
-    parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parent / "tiny", help="folder to write")
-    parser.add_argument("--steps", type=int, default=4000, help="optimizer steps (default: 4000)")
+def parse_options(description: str, output: Path, steps: int) -> argparse.Namespace:
+    """Read the command line, which is the same for every model, and prepare torch and the log."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--output", type=Path, default=output, help="folder to write")
+    parser.add_argument("--steps", type=int, default=steps, help=f"optimizer steps (default: {steps})")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, batches and samples (default: 0)")
     parser.add_argument("--text", type=Path, nargs="+", metavar="FILE", help="UTF-8 text files instead of the novels")
     options = parser.parse_args()
@@ -223,24 +241,37 @@ def main() -> None:
     torch.set_num_threads(2)
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(options.seed)
+    return options
 
-    books = [path.read_text("utf-8").splitlines() for path in options.text] if options.text else debian_novels()
+
+def read_texts(files: list[Path] | None) -> tuple[list[str], list[str]]:
+    """Return the chapters to train on and the held-out ones, of the given files or of the novels."""
+    books = [path.read_text("utf-8").splitlines() for path in files] if files else debian_novels()
     texts = [chapter for book in books for chapter in chapters(book)]
     held_out = texts[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
     kept = [text for index, text in enumerate(texts, 1) if index % HELD_OUT_EVERY]
+    if len(kept) < HELD_OUT_EVERY - 1 or sum(len(text.encode()) for text in held_out) < BATCH * CONTEXT:
+        raise SystemExit(f"expected {HELD_OUT_EVERY} chapters (or {PARAGRAPHS} paragraphs as one), found {len(texts)}")
     digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
-    size = sum(len(text.encode()) for text in held_out)
-    if len(kept) < HELD_OUT_EVERY - 1 or size < BATCH * CONTEXT:
-        parser.error(f"expected {HELD_OUT_EVERY} chapters (or {PARAGRAPHS} paragraphs as one), found {len(texts)}")
+    logger.info("text %s: %d chapters, %d of them held out", digest, len(texts), len(held_out))
+    return kept, held_out
+
+
+def main() -> None:
+    """Train, save, and report losses and samples of the saved checkpoint."""
+    output = Path(__file__).resolve().parent / "tiny"
+    options = parse_options("Train a small GPT-2 and save it as an fp16 checkpoint.", output, steps=4000)
+    kept, held_out = read_texts(options.text)
     tokenizer = train_tokenizer(kept)
     ids, validation_ids = encode(tokenizer, kept), encode(tokenizer, held_out)
     model = new_model(tokenizer.eos_token_id)
-    counts = (len(texts), len(ids), len(validation_ids), model.num_parameters())
-    logger.info("text %s: %d chapters, %d + %d tokens; %d parameters", digest, *counts)
-    train(model, ids, options.steps, options.seed)
+    logger.info("%d + %d tokens; %d parameters", len(ids), len(validation_ids), model.num_parameters())
+    train(model, batches(ids, torch.Generator().manual_seed(options.seed)), options.steps)
+    model.config.activation_function = "gelu_new"
     save(model, tokenizer, options.output)
 
     saved = GPT2LMHeadModel.from_pretrained(options.output).float()
+    size = sum(len(text.encode()) for text in held_out)
     per_token, per_byte = validation(saved, validation_ids, size)
     print(f"validation: {per_token:.4f} nats/token, {per_byte:.4f} nats/byte")
     show_samples(options.output, options.seed)

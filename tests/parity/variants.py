@@ -17,12 +17,16 @@ class Variant:
         make: returns the transformers model, weights not yet set.
         save: keyword arguments of `save_pretrained`.
         dtype: torch dtype name that the checkpoint is saved in.
+        ending: ids that end every prompt.
+        unfused: op types that `fuse` leaves in a layer, as several nodes read their output.
     """
 
     name: str
     make: Callable[[], Any]
     save: dict[str, Any] = dataclasses.field(default_factory=dict)
     dtype: str = "float32"
+    ending: tuple[int, ...] = ()
+    unfused: frozenset[str] = frozenset()
 
 
 def _gpt2(**overrides: Any) -> Callable[[], Any]:
@@ -56,6 +60,16 @@ def _llama(**overrides: Any) -> Callable[[], Any]:
     return make
 
 
+def _chatglm(name: str, ending: tuple[int, ...] = (63, 64), saved: tuple[Any, ...] = (), **overrides: Any) -> Variant:
+    def make() -> Any:
+        from tests.parity.chatglm_reference import ChatGLMReference, ChatGLMReferenceConfig
+
+        return ChatGLMReference(ChatGLMReferenceConfig(**overrides))
+
+    # A layer's residual is its normed input, times alpha.
+    return Variant(name, make, *saved, ending=ending, unfused=frozenset({"LayerNormalization", "Mul"}))
+
+
 def _rope(rope_type: str, **parameters: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": rope_type, "rope_theta": 10000.0, **parameters}}
 
@@ -80,4 +94,9 @@ VARIANTS = [
     Variant("llama-eps", _llama(rms_norm_eps=1e-2, hidden_act="gelu_pytorch_tanh")),
     Variant("llama-sharded-bf16", _llama(), {"max_shard_size": "40KB"}, "bfloat16"),
     Variant("llama-fp16", _llama(), {}, "float16"),
+    _chatglm("chatglm"),
+    _chatglm("chatglm-mask-in-context", (62, 5, 64), gmask_token_id=67),  # no id that is generated
+    _chatglm("chatglm-text-after-bos", (63, 64, 7, 64, 9), layernorm_epsilon=1e-2),
+    _chatglm("chatglm-tied", tie_word_embeddings=True, num_layers=3),
+    _chatglm("chatglm-sharded-fp16", saved=({"max_shard_size": "40KB"}, "float16")),
 ]
