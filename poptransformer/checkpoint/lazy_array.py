@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -118,8 +118,8 @@ class LazyArray(np.lib.mixins.NDArrayOperatorsMixin):
         return f"LazyArray({list(self.shape)} of {self.packed.layout if self.packed else 'unread'} values)"
 
 
-def reordered_rows(array: Any, order: np.ndarray) -> LazyArray:
-    """Returns `array[order]`, made when it is read; packed blocks are reordered with it.
+def reordered_rows(array: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Returns `array[order]` as a `LazyArray`, made when it is read; packed blocks are reordered with it.
 
     Args:
         array: `[N, ...]`, a `LazyArray` too.
@@ -130,7 +130,8 @@ def reordered_rows(array: Any, order: np.ndarray) -> LazyArray:
         parts = {name: functools.partial(_reordered_part, part, order) for name, part in packed.parts.items()}
         packed = dataclasses.replace(packed, parts=parts)
     stored = getattr(array, "stored", array)
-    return LazyArray(lambda: np.asarray(array)[order], array.shape, packed, stored=stored, dtype=array.dtype)
+    lazy = LazyArray(lambda: np.asarray(array)[order], array.shape, packed, stored=stored, dtype=array.dtype)
+    return cast(np.ndarray, lazy)
 
 
 def _reordered_part(part: Callable[[], np.ndarray], order: np.ndarray) -> np.ndarray:

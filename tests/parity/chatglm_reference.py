@@ -2,7 +2,7 @@
 """ChatGLM-6B in PyTorch, written from its published description; it shares nothing with our graph code.
 
 Sources: "GLM: General Language Model Pretraining with Autoregressive Blank Infilling"
-(https://arxiv.org/abs/2103.10360), "GLM-130B" (https://arxiv.org/abs/2210.02414), and the model card and configuration of
+(https://arxiv.org/abs/2103.10360), "GLM-130B" (https://arxiv.org/abs/2210.02414), and the model card and config.json of
 THUDM/chatglm-6b. Names of modules are the checkpoint's. Each forward takes whole rows and computes all of their tokens,
 so no cache can be wrong.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ChatGLM-6B (https://huggingface.co/THUDM/chatglm-6b): GLM (https://arxiv.org/abs/2103.10360) with rotary positions."""
+"""ChatGLM-6B (https://huggingface.co/THUDM/chatglm-6b), a GLM (https://arxiv.org/abs/2103.10360)."""
 
 from __future__ import annotations
 
