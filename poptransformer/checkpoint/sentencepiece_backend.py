@@ -31,11 +31,14 @@ def read_sentencepiece(path: Path) -> Any:
             f"{path} needs the sentencepiece package; run `pip install sentencepiece`, "
             "or put a tokenizer.json beside it"
         ) from error
+    data = path.read_bytes()
     try:
-        # Not by file name: the library's messages about unreadable files name lines of its own source.
-        return sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
-    except Exception as error:  # the library raises RuntimeError or TypeError, depending on the byte
+        model = sentencepiece.SentencePieceProcessor(model_proto=data) if data else None
+    except Exception as error:  # RuntimeError or TypeError, depending on the byte
         raise CorruptCheckpointError(f"{path} is not a SentencePiece model; download it again") from error
+    if model is None or model.get_piece_size() == 0:
+        raise CorruptCheckpointError(f"{path} is not a SentencePiece model: it has no pieces; download it again")
+    return model
 
 
 def _same(text: str) -> str:
