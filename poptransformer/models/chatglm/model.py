@@ -25,14 +25,14 @@ _PUNCTUATION = re.compile(r"(?<=[\u4e00-\u9fff])[,!:;?]|[,!:;?](?=[\u4e00-\u9fff
 class ChatGLMTransformer(BaseLayer):
     """Embedding, blocks and final norm."""
 
-    def __init__(self, context: str | None, name: str, config: HFConfig) -> None:
+    def __init__(self, context: str | None, name: str, config: HFConfig, num_layers: int) -> None:
         super().__init__(context, name)
         hidden_size = config.hidden_size
         self.marks = MarkIds.of(config)
         self.word_embeddings = Embedding(self.context, "word_embeddings", config.vocab_size, hidden_size)
         max_positions = config.get("max_sequence_length", 2048)
         self.rotary_emb = HalfPrecisionRotary(self.context, "rotary_emb", head_dim_of(config) // 2, max_positions)
-        self.layers = [ChatGLMBlock(self.context, f"layers.{i}", i, config) for i in range(config.num_layers)]
+        self.layers = [ChatGLMBlock(self.context, f"layers.{i}", i, config) for i in range(num_layers)]
         eps = config.get("layernorm_epsilon", 1e-5)
         self.final_layernorm = LayerNorm(self.context, "final_layernorm", hidden_size, eps)
 
@@ -93,7 +93,7 @@ class ChatGLMDecModel(HFChatModel):
                 f"{self.checkpoint.source} is tuned with a prefix of {config.pre_seq_len} (P-Tuning), which is not "
                 "built here. Use a checkpoint without pre_seq_len."
             )
-        transformer = ChatGLMTransformer(None, "transformer", config)
+        transformer = ChatGLMTransformer(None, "transformer", config, self.num_layers)
         tied = transformer.word_embeddings if self._is_tied else None
         lm_head = LMHead(None, "lm_head", config.vocab_size, config.hidden_size, tie_weight=tied)
         return lm_head(self.graph, transformer(self.graph, self.step))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -74,24 +75,18 @@ def read_prompt(graph: Graph, step: Step, marks: MarkIds, rotary: RotaryEmbeddin
         in_context = ops.less(graph, step.position_ids, starts)
         positions = ops.where(graph, in_context, step.position_ids, ops.unsqueeze(graph, mask_positions, [1]))
         block_positions = ops.maximum(graph, ops.add(graph, ops.sub(graph, step.position_ids, starts), 1), 0)
-        angles = [rotary(graph, places, step.total_lengths) for places in (positions, block_positions)]
+    angles = [rotary(graph, places, step.total_lengths) for places in (positions, block_positions)]
+    with graph.nameScope("prompt"):
         cos, sin = (ops.concat(graph, list(pair), 2) for pair in zip(*angles, strict=True))
     return Prompt(lengths, cos, sin)
 
 
 def _context(graph: Graph, step: Step, marks: MarkIds) -> tuple[ir.Value, ir.Value]:
     """Returns the context's length and the index of its mask token, int64 `[B]` each; later steps remember them."""
-    index = ops.sub(graph, step.position_ids, ops.unsqueeze(graph, step.past_lengths, [1]))
-    real = ops.less(graph, index, ops.unsqueeze(graph, step.lengths, [1]))
-
-    def find(token_id: int) -> tuple[ir.Value, ir.Value]:
-        """Whether a row has the token, and where it has the first."""
-        hits = ops.logical_and(graph, ops.equal(graph, step.input_ids, token_id), real)
-        hits = ops.cast(graph, hits, np.int64)
-        has = ops.cast(graph, ops.reduce_max(graph, hits, [1], keepdims=False), np.bool_)
-        return has, ops.argmax(graph, hits, 1, keepdims=False)
-
-    (has_bos, bos), (has_gmask, gmask), (_, mask) = map(find, (marks.bos, marks.gmask, marks.mask))
+    has, first = _find(graph, step, [marks.bos, marks.gmask, marks.mask])
+    (has_bos, has_gmask, _), (bos, gmask, mask) = (
+        [ops.squeeze(graph, part, [1]) for part in ops.split(graph, found, [1] * 3)] for found in (has, first)
+    )
     found = {
         "context_lengths": ops.where(graph, has_bos, bos, step.lengths),
         "mask_positions": ops.where(graph, has_gmask, gmask, mask),
@@ -103,3 +98,14 @@ def _context(graph: Graph, step: Step, marks: MarkIds) -> tuple[ir.Value, ir.Val
         known.append(ops.where(graph, is_first, value, state.past))
         state.update(known[-1])
     return known[0], known[1]
+
+
+def _find(graph: Graph, step: Step, token_ids: Sequence[int]) -> tuple[ir.Value, ir.Value]:
+    """Returns which of T tokens each row of this step has, bool `[B, T]`, and the index of the first, int64 `[B, T]`."""
+    index = ops.sub(graph, step.position_ids, ops.unsqueeze(graph, step.past_lengths, [1]))
+    real = ops.less(graph, index, ops.unsqueeze(graph, step.lengths, [1]))
+    wanted = ops.constant(graph, np.array(token_ids, np.int64).reshape(1, 1, -1))
+    is_wanted = ops.equal(graph, ops.unsqueeze(graph, step.input_ids, [2]), wanted)
+    hits = ops.cast(graph, ops.logical_and(graph, is_wanted, ops.unsqueeze(graph, real, [2])), np.int64)
+    has = ops.cast(graph, ops.reduce_max(graph, hits, [1], keepdims=False), np.bool_)
+    return has, ops.argmax(graph, hits, 1, keepdims=False)
