@@ -101,7 +101,7 @@ def _context(graph: Graph, step: Step, marks: MarkIds) -> tuple[ir.Value, ir.Val
 
 
 def _find(graph: Graph, step: Step, token_ids: Sequence[int]) -> tuple[ir.Value, ir.Value]:
-    """Returns which of T tokens each row of this step has, bool `[B, T]`, and the index of the first, int64 `[B, T]`."""
+    """Returns which of T tokens each row of this step has, bool `[B, T]`, and where its first is, int64 `[B, T]`."""
     index = ops.sub(graph, step.position_ids, ops.unsqueeze(graph, step.past_lengths, [1]))
     real = ops.less(graph, index, ops.unsqueeze(graph, step.lengths, [1]))
     wanted = ops.constant(graph, np.array(token_ids, np.int64).reshape(1, 1, -1))
