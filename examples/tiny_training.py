@@ -20,13 +20,20 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from tiny_text import END_OF_TEXT, PARAGRAPHS, chapters, debian_novels
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Tokenizer, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Tokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 logger = logging.getLogger("poptransformer.train_tiny")
 
@@ -63,16 +70,22 @@ class Training:
     before_saving: Callable[[PreTrainedModel], None] = lambda model: None
 
 
-def train_tokenizer(texts: list[str], training: Training) -> GPT2Tokenizer:
-    """Train a byte-level BPE of `vocab_size` pieces; `<|endoftext|>` has id 0 and serves as bos, eos and padding."""
+def train_bpe(texts: list[str], vocab_size: int, special_tokens: list[str]) -> Tokenizer:
+    """Train a byte-level BPE of `vocab_size` pieces; the special tokens have the first ids."""
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=training.vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocab_size, special_tokens=special_tokens, initial_alphabet=alphabet, show_progress=False
     )
     bpe.train_from_iterator(texts, trainer)
+    return bpe
+
+
+def train_tokenizer(texts: list[str], training: Training) -> GPT2Tokenizer:
+    """Train a tokenizer whose `<|endoftext|>` has id 0 and serves as bos, eos and padding."""
+    bpe = train_bpe(texts, training.vocab_size, [END_OF_TEXT])
     special = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), END_OF_TEXT)
     return GPT2Tokenizer(tokenizer_object=bpe, model_max_length=training.context, **special)
 
@@ -107,19 +120,24 @@ def batches(ids: torch.Tensor, context: int, generator: torch.Generator) -> Iter
                 yield ids[row[:, None] + torch.arange(context + 1)]
 
 
-def train(model: PreTrainedModel, ids: torch.Tensor, training: Training, steps: int, seed: int) -> None:
+def train(
+    model: PreTrainedModel,
+    batches: Iterable[Any],
+    steps: int,
+    peak_rate: float,
+    loss_of: Callable[[Any, Any], torch.Tensor] = loss_of,
+) -> None:
     """Run `steps` of AdamW: linear warm-up, cosine decay to a fiftieth, weight decay on matrices only."""
     matrices = {"params": [weight for weight in model.parameters() if weight.ndim == 2], "weight_decay": WEIGHT_DECAY}
     vectors = {"params": [weight for weight in model.parameters() if weight.ndim != 2], "weight_decay": 0.0}
-    optimizer = torch.optim.AdamW([matrices, vectors], lr=training.peak_rate, betas=(0.9, 0.95), fused=True)
+    optimizer = torch.optim.AdamW([matrices, vectors], lr=peak_rate, betas=(0.9, 0.95), fused=True)
     warmup = min(WARMUP, steps // 10 + 1)
     began, total = time.monotonic(), 0.0
-    windows_of_steps = batches(ids, training.context, torch.Generator().manual_seed(seed))
-    for step, windows in zip(range(1, steps + 1), windows_of_steps, strict=False):
+    for step, batch in zip(range(1, steps + 1), batches, strict=False):
         cosine = 0.51 + 0.49 * math.cos(math.pi * max(step - warmup, 0) / max(steps - warmup, 1))
         for group in optimizer.param_groups:
-            group["lr"] = training.peak_rate * min(step / warmup, cosine)
-        loss = loss_of(model, windows)
+            group["lr"] = peak_rate * min(step / warmup, cosine)
+        loss = loss_of(model, batch)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
@@ -131,7 +149,7 @@ def train(model: PreTrainedModel, ids: torch.Tensor, training: Training, steps: 
             total = 0.0
 
 
-def save(model: PreTrainedModel, tokenizer: GPT2Tokenizer, output: Path) -> None:
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
     """Write the fp16 checkpoint to a new folder beside `output`, then swap the two; other files there are kept."""
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
@@ -157,38 +175,50 @@ def show_samples(folder: Path, seed: int) -> None:
             print(f"--- {name}\n{tokenizer.decode(ids[0], skip_special_tokens=True)}")
 
 
-def main(training: Training) -> None:
-    """Train, save, and report losses and samples of the saved checkpoint."""
-    steps, output = training.steps, training.output
-    parser = argparse.ArgumentParser(description=f"Train a small {training.name} and save it as an fp16 checkpoint.")
+def parse_options(description: str, output: Path, steps: int, threads: int) -> argparse.Namespace:
+    """Read the command line, which is the same for every model, and prepare torch and the log."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--output", type=Path, default=output, help="folder to write")
     parser.add_argument("--steps", type=int, default=steps, help=f"optimizer steps (default: {steps})")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, batches and samples (default: 0)")
     parser.add_argument("--text", type=Path, nargs="+", metavar="FILE", help="UTF-8 text files instead of the novels")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    torch.set_num_threads(training.threads)
+    torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(options.seed)
+    return options
 
-    books = [path.read_text("utf-8").splitlines() for path in options.text] if options.text else debian_novels()
+
+def read_texts(files: list[Path] | None, least_bytes: int) -> tuple[list[str], list[str]]:
+    """Return the chapters to train on and the held-out ones, of the given files or of the novels."""
+    books = [path.read_text("utf-8").splitlines() for path in files] if files else debian_novels()
     texts = [chapter for book in books for chapter in chapters(book)]
     held_out = texts[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
     kept = [text for index, text in enumerate(texts, 1) if index % HELD_OUT_EVERY]
+    if len(kept) < HELD_OUT_EVERY - 1 or sum(len(text.encode()) for text in held_out) < least_bytes:
+        raise SystemExit(f"expected {HELD_OUT_EVERY} chapters (or {PARAGRAPHS} paragraphs as one), found {len(texts)}")
     digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
-    size = sum(len(text.encode()) for text in held_out)
-    if len(kept) < HELD_OUT_EVERY - 1 or size < BATCH * training.context:
-        parser.error(f"expected {HELD_OUT_EVERY} chapters (or {PARAGRAPHS} paragraphs as one), found {len(texts)}")
+    logger.info("text %s: %d chapters, %d of them held out", digest, len(texts), len(held_out))
+    return kept, held_out
+
+
+def main(training: Training) -> None:
+    """Train, save, and report losses and samples of the saved checkpoint."""
+    description = f"Train a small {training.name} and save it as an fp16 checkpoint."
+    options = parse_options(description, training.output, training.steps, training.threads)
+    kept, held_out = read_texts(options.text, BATCH * training.context)
     tokenizer = train_tokenizer(kept, training)
     ids, validation_ids = encode(tokenizer, kept), encode(tokenizer, held_out)
     model = training.new_model(tokenizer.eos_token_id)
-    counts = (len(texts), len(ids), len(validation_ids), model.num_parameters())
-    logger.info("text %s: %d chapters, %d + %d tokens; %d parameters", digest, *counts)
-    train(model, ids, training, options.steps, options.seed)
+    logger.info("%d + %d tokens; %d parameters", len(ids), len(validation_ids), model.num_parameters())
+    windows = batches(ids, training.context, torch.Generator().manual_seed(options.seed))
+    train(model, windows, options.steps, training.peak_rate)
     training.before_saving(model)
     save(model, tokenizer, options.output)
 
     saved = AutoModelForCausalLM.from_pretrained(options.output).float()
+    size = sum(len(text.encode()) for text in held_out)
     per_token, per_byte = validation(saved, validation_ids, size, training.context)
     print(f"validation: {per_token:.4f} nats/token, {per_byte:.4f} nats/byte")
     show_samples(options.output, options.seed)

@@ -177,6 +177,11 @@ class HFModel:
         """Tokens of a row that the checkpoint was trained for; None where its config does not say."""
         return self.hf_config.get("max_position_embeddings") or self.position_limit
 
+    @property
+    def prompt_marks(self) -> tuple[tuple[int, ...], ...]:
+        """Token ids without which a prompt makes no sense: it must hold one of each group. Most models need none."""
+        return ()
+
     @functools.cached_property
     def max_length(self) -> int:
         """Tokens of prompt and answer together."""
@@ -266,6 +271,11 @@ class HFModel:
             raise ConfigError(
                 f"{self.checkpoint.source} is of model_type {found}, but {type(self).__name__} builds "
                 f"{' or '.join(known)}. Use the example of that model, or another checkpoint."
+            )
+        if not getattr(package, "accepts", lambda _: True)(self.hf_config):
+            raise ConfigError(
+                f"{self.checkpoint.source} is of another architecture with the same model_type {found}, which "
+                f"{type(self).__name__} does not build. Use the example of that model, or another checkpoint."
             )
 
     def _check_placement(self) -> None:

@@ -8,6 +8,7 @@ from poptransformer.ops.recurrent import wkv
 from poptransformer.ops.sampling import sample, sample_token
 from poptransformer.ops.standard import (
     add,
+    argmax,
     cast,
     concat,
     constant,
@@ -22,6 +23,7 @@ from poptransformer.ops.standard import (
     identity,
     layer_norm,
     less,
+    logical_and,
     loop,
     matmul,
     maximum,
@@ -50,6 +52,7 @@ from poptransformer.ops.standard import (
 
 __all__ = [
     "add",
+    "argmax",
     "cached_attention",
     "cast",
     "concat",
@@ -66,6 +69,7 @@ __all__ = [
     "layer_norm",
     "less",
     "linear",
+    "logical_and",
     "loop",
     "matmul",
     "maximum",

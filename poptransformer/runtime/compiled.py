@@ -36,6 +36,7 @@ class ModelInfo:
         vocab_size: V.
         stop_token_ids: ids that end an answer.
         states: what one step hands to the next.
+        prompt_marks: ids that a prompt must hold, one of each group.
         quantization: the details by which weights were quantized; keys of `QuantizationConfig`.
         report: what became of each weight matrix.
     """
@@ -47,6 +48,7 @@ class ModelInfo:
     vocab_size: int
     stop_token_ids: tuple[int, ...]
     states: tuple[StateSpec, ...]
+    prompt_marks: tuple[tuple[int, ...], ...] = ()
     quantization: dict[str, Any] = dataclasses.field(default_factory=dict)
     report: QuantizationReport = QuantizationReport()
 
@@ -65,7 +67,9 @@ class ModelInfo:
         states = tuple(StateSpec(**{**state, "shape": tuple(state["shape"])}) for state in fields["states"])
         report = QuantizationReport.from_json(fields.get("report", {}).get("weights", ()))
         stop_token_ids = tuple(fields["stop_token_ids"])
-        return cls(**{**fields, "stop_token_ids": stop_token_ids, "states": states, "report": report})
+        marks = tuple(map(tuple, fields.get("prompt_marks", ())))
+        read = {"stop_token_ids": stop_token_ids, "states": states, "prompt_marks": marks, "report": report}
+        return cls(**{**fields, **read})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +145,7 @@ def compile_model(
         vocab_size=_vocab_size(model),
         stop_token_ids=stop_token_ids(model),
         states=states,
+        prompt_marks=model.prompt_marks,
         quantization=dataclasses.asdict(model.build.recipe.details),
         report=report,
     )

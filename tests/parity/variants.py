@@ -19,8 +19,9 @@ class Variant:
         dtype: torch dtype name that the checkpoint is saved in.
         cache: what transformers' model calls what it hands from step to step.
         beams: keyword arguments of `generate` under which transformers' beam search is right.
+        ending: ids that end every prompt.
         fused: nodes of a layer that are `FusedLinear` after the pass.
-        unfused: op types that stay between them.
+        unfused: op types that `fuse` leaves in a layer, as several nodes read their output.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Variant:
     dtype: str = "float32"
     cache: str = "past_key_values"
     beams: dict[str, Any] = dataclasses.field(default_factory=dict)
+    ending: tuple[int, ...] = ()
     fused: int = 4
     unfused: frozenset[str] = frozenset()
 
@@ -84,6 +86,16 @@ _RWKV: dict[str, Any] = {
 }
 
 
+def _chatglm(name: str, ending: tuple[int, ...] = (63, 64), saved: tuple[Any, ...] = (), **overrides: Any) -> Variant:
+    def make() -> Any:
+        from tests.parity.chatglm_reference import ChatGLMReference, ChatGLMReferenceConfig
+
+        return ChatGLMReference(ChatGLMReferenceConfig(**overrides))
+
+    # A layer's residual is its normed input, times alpha.
+    return Variant(name, make, *saved, ending=ending, unfused=frozenset({"LayerNormalization", "Mul"}))
+
+
 def _rope(rope_type: str, **parameters: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": rope_type, "rope_theta": 10000.0, **parameters}}
 
@@ -113,4 +125,9 @@ VARIANTS = [
     Variant("rwkv-odd-sizes", _rwkv(hidden_size=37, intermediate_size=50, rescale_every=0), **_RWKV),
     Variant("rwkv-eps", _rwkv(layer_norm_epsilon=1e-2, rescale_every=1), **_RWKV),
     Variant("rwkv-tied-sharded-fp16", _rwkv(tie_word_embeddings=True), {"max_shard_size": "40KB"}, "float16", **_RWKV),
+    _chatglm("chatglm"),
+    _chatglm("chatglm-mask-in-context", (62, 5, 64), gmask_token_id=67),  # no id that is generated
+    _chatglm("chatglm-text-after-bos", (63, 64, 7, 64, 9), layernorm_epsilon=1e-2),
+    _chatglm("chatglm-tied", tie_word_embeddings=True, num_layers=3),
+    _chatglm("chatglm-sharded-fp16", saved=({"max_shard_size": "40KB"}, "float16")),
 ]
