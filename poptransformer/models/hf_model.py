@@ -172,10 +172,15 @@ class HFModel:
         """Positions that the weights have an embedding for; None where any number works (rotary)."""
         return None
 
+    @property
+    def trained_length(self) -> int | None:
+        """Tokens that the checkpoint was trained for; None where its config does not say."""
+        return self.hf_config.get("max_position_embeddings")
+
     @functools.cached_property
     def max_length(self) -> int:
         """Tokens of prompt and answer together."""
-        trained = self.hf_config.get("max_position_embeddings") or self.position_limit or 2048
+        trained = self.trained_length or self.position_limit or 2048
         length = self._requested_max_length or trained
         if self.position_limit is not None and length > self.position_limit:
             raise ConfigError(
@@ -259,6 +264,11 @@ class HFModel:
             raise ConfigError(
                 f"{self.checkpoint.source} is of model_type {found}, but {type(self).__name__} builds "
                 f"{' or '.join(known)}. Use the example of that model, or another checkpoint."
+            )
+        if not getattr(package, "accepts", lambda _: True)(self.hf_config):
+            raise ConfigError(
+                f"{self.checkpoint.source} is of another architecture with the same model_type {found}, which "
+                f"{type(self).__name__} does not build. Use the example of that model, or another checkpoint."
             )
 
     def _check_placement(self) -> None:

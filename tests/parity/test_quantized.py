@@ -23,7 +23,14 @@ from tests.parity.variants import VARIANTS
 
 IDS = np.arange(1, 24)
 MAKERS: dict[str, Callable[[], Any]] = {variant.name: variant.make for variant in VARIANTS}
-MODELS = ["gpt2", "gpt2-untied", "llama-gqa", "llama-biases-tied"]
+MODELS = ["gpt2", "gpt2-untied", "llama-gqa", "llama-biases-tied", "rwkv-rescaled"]
+# Patterns of the recipes below, where RWKV's layers go by other names.
+RWKV_NAMES = {
+    "lm_head*": "head*",
+    "*mlp*": "*feed_forward*",
+    "*up_proj*": "*feed_forward.key*",
+    "*attn*": "*attention*",
+}
 # Formats whose kernel rounds activations to int8 are compared on the function bodies alone.
 FLOAT8 = ["fp8_weight", "fp8"]
 
@@ -72,6 +79,8 @@ def load(folder: Path, case: Case, fuse: bool = True) -> Engine:
     if isinstance(precision, dict) and "recipe-fp8" in case.name:  # of the two names for the same layer, one exists
         other = "*up_proj*" if "gpt2" in folder.name else "*c_fc*"
         precision = {pattern: value for pattern, value in precision.items() if pattern != other}
+    if isinstance(precision, dict) and "rwkv" in folder.name:
+        precision = {RWKV_NAMES.get(pattern, pattern): value for pattern, value in precision.items()}
     return poptransformer.load(folder, precision=precision, quantization=case.details, max_length=64, fuse=fuse)
 
 
@@ -123,6 +132,8 @@ def reference_logits(model: Any, engine: Engine) -> np.ndarray:
     copy.load_state_dict(model.state_dict())
     with torch.no_grad():
         for name, parameter in copy.named_parameters():
+            if not name.endswith((".weight", ".bias")):
+                continue  # vectors of RWKV, which no precision touches
             value = values.get(name, values.get("lm_head.weight") if name.startswith("lm_head") else None)
             is_conv = isinstance(copy.get_submodule(name.rpartition(".")[0]), Conv1D) and parameter.ndim == 2
             parameter.copy_(torch.from_numpy(value.T.copy() if is_conv else value))

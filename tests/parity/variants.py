@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+from examples.chatglm2 import hub_layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,12 +20,22 @@ class Variant:
         make: returns the transformers model, weights not yet set.
         save: keyword arguments of `save_pretrained`.
         dtype: torch dtype name that the checkpoint is saved in.
+        cache: what transformers' model calls what it hands from step to step.
+        beams: keyword arguments of `generate` under which transformers' beam search is right.
+        fused: nodes of a layer that are `FusedLinear` after the pass.
+        unfused: op types that stay between them.
+        write: writes the weights in a layout that transformers does not know; None is `save_pretrained`.
     """
 
     name: str
     make: Callable[[], Any]
     save: dict[str, Any] = dataclasses.field(default_factory=dict)
     dtype: str = "float32"
+    cache: str = "past_key_values"
+    beams: dict[str, Any] = dataclasses.field(default_factory=dict)
+    fused: int = 4
+    unfused: frozenset[str] = frozenset()
+    write: Callable[[Any, Path], None] | None = None
 
 
 def _gpt2(**overrides: Any) -> Callable[[], Any]:
@@ -56,6 +69,39 @@ def _llama(**overrides: Any) -> Callable[[], Any]:
     return make
 
 
+def _glm(**overrides: Any) -> Callable[[], Any]:
+    def make() -> Any:
+        from transformers import GlmConfig, GlmForCausalLM
+
+        config = {
+            "vocab_size": 67,
+            "hidden_size": 48,
+            "intermediate_size": 80,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "head_dim": 12,
+            "max_position_embeddings": 64,
+            "rms_norm_eps": 1e-5,
+            "pad_token_id": 0,
+            "eos_token_id": 66,
+        }
+        return GlmForCausalLM(GlmConfig(**{**config, **overrides}))
+
+    return make
+
+
+def _hub(weights: str = "model.safetensors", shards: int = 1, **config: Any) -> Callable[[Any, Path], None]:
+    """The layout of THUDM/chatglm2-6b; `config` are keys of its config.json."""
+
+    def write(model: Any, folder: Path) -> None:
+        eos = {"eos_token_id": model.config.eos_token_id}
+        hub_layout.write_config(folder, {**hub_layout.config_of(model.config), **eos, **config})
+        hub_layout.write_tensors(folder, hub_layout.tensors_of(model), weights, shards)
+
+    return write
+
+
 def _rope(rope_type: str, **parameters: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": rope_type, "rope_theta": 10000.0, **parameters}}
 
@@ -80,4 +126,18 @@ VARIANTS = [
     Variant("llama-eps", _llama(rms_norm_eps=1e-2, hidden_act="gelu_pytorch_tanh")),
     Variant("llama-sharded-bf16", _llama(), {"max_shard_size": "40KB"}, "bfloat16"),
     Variant("llama-fp16", _llama(), {}, "float16"),
+    Variant("glm", _glm()),
+    Variant("glm-mqa-tied", _glm(num_key_value_heads=1, tie_word_embeddings=True, rms_norm_eps=1e-2)),
+    Variant("glm-no-biases-wide-rotary", _glm(attention_bias=False, **_rope("default", partial_rotary_factor=1.0))),
+    Variant("glm-theta-sharded-bf16", _glm(**_rope("default", rope_theta=5e6)), {"max_shard_size": "40KB"}, "bfloat16"),
+    Variant("chatglm2", _glm(), write=_hub()),
+    Variant("chatglm2-one-group", _glm(num_key_value_heads=1, head_dim=20), write=_hub()),
+    Variant("chatglm2-rope-ratio", _glm(**_rope("default", rope_theta=50e4)), write=_hub(rope_ratio=50)),
+    Variant(
+        "chatglm2-32k",
+        _glm(**_rope("linear", factor=4.0)),
+        write=_hub(rope_ratio=4, _name_or_path="THUDM/chatglm2-6b-32k"),
+    ),
+    Variant("chatglm2-sharded-fp16", _glm(), {}, "float16", write=_hub(shards=3)),
+    Variant("chatglm2-bin-shards", _glm(), write=_hub("pytorch_model.bin", shards=2)),
 ]
