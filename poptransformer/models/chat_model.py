@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,14 +28,22 @@ class HFChatModel(HFDec2stageBaseModel):
         self._question: dict[str, str] | None = None
 
     def build_input_dict(
-        self, input_string: str | None = None, use_history: bool = False, **kwargs: Any
+        self,
+        input_string_list: Sequence[str] | None = None,
+        chat: bool = False,
+        *,
+        input_string: str | None = None,
+        use_history: bool = False,
+        **kwargs: Any,
     ) -> dict[str, Any]:
         """Tokenizes a question, or prompts.
 
         Args:
+            input_string_list: prompts, see `HFDecBaseModel`.
+            chat: wrap each prompt as a user's message; a question always is one.
             input_string: a question; None for prompts.
             use_history: ask it in the conversation so far, and remember it; otherwise it stands alone.
-            **kwargs: prompts, see `HFDecBaseModel`.
+            **kwargs: nothing else is known; models for other inputs override this method.
 
         Raises:
             ConfigError: both a question and prompts, or a history without a question.
@@ -44,13 +52,13 @@ class HFChatModel(HFDec2stageBaseModel):
         if input_string is None:
             if use_history:
                 raise ConfigError("inputs.use_history is set without inputs.input_string; ask a question there.")
-            return super().build_input_dict(**kwargs)
-        if kwargs.pop("input_string_list", None):
+            return super().build_input_dict(input_string_list, chat, **kwargs)
+        if input_string_list:
             raise ConfigError(
                 "inputs has both input_string, a question, and input_string_list, prompts; set one of them to null."
             )
-        if unknown := set(kwargs) - {"chat"}:
-            raise ConfigError(f"Unknown inputs {sorted(unknown)}; options: ['input_string', 'use_history'].")
+        if kwargs:
+            raise ConfigError(f"Unknown inputs {sorted(kwargs)}; options: ['input_string', 'use_history'].")
         question = {"role": "user", "content": input_string}
         if use_history:
             self._question = question

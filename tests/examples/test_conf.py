@@ -21,6 +21,7 @@ CHOICES = [
     for model in sorted((EXAMPLES / example / "conf" / "model").glob("*.yaml"))
 ]
 LAYERS = {"gpt2-xl": 48, "gpt2-medium": 24, "gpt2": 12, "llama-2-7b": 32, "llama-2-13b": 40, "smollm2": 30}
+LAYERS |= {"chatglm2-6b": 28, "chatglm3-6b": 28}
 HEADS = {
     "tiny": 4,
     "gpt2": 12,
@@ -29,6 +30,8 @@ HEADS = {
     "smollm2": 3,
     "llama-2-7b": 32,
     "llama-2-13b": 40,
+    "chatglm2-6b": 2,
+    "chatglm3-6b": 2,
 }
 
 
@@ -39,7 +42,7 @@ def composed(example: str, primary: str, *overrides: str) -> CheckedConfig:
 
 
 def test_the_examples_are_there() -> None:
-    assert {"gpt2", "llama2"} <= set(NAMES)
+    assert {"gpt2", "llama2", "chatglm2"} <= set(NAMES)
 
 
 @pytest.mark.parametrize(("example", "primary", "model"), CHOICES)
@@ -47,11 +50,12 @@ def test_every_choice(example: str, primary: str, model: str) -> None:
     config = composed(example, primary, f"model={model}")
     assert config.global_args.model_type == ("tp" if primary == "tp" else "shard")
     assert config.model["hf_model_name"]
-    assert config.inputs["input_string_list"]
+    asked = config.inputs.get("input_string_list") or [config.inputs["input_string"]]
+    assert all(asked)
     placed = config.model["layer_per_ipu"]
     assert placed is None or sum(placed) == LAYERS[model]
     assert HEADS[model] % config.global_args.num_replicas == 0
-    assert len(config.inputs["input_string_list"]) <= config.global_args.batch_size
+    assert len(asked) <= config.global_args.batch_size
 
 
 def test_the_originals_placements() -> None:

@@ -123,4 +123,5 @@ def rows(pair: Pair) -> list[np.ndarray]:
     """Prompts of different lengths; the longest passes `max_position_embeddings` of the dynamic variant."""
     rng = np.random.default_rng(7)
     vocab_size = 61 if "gpt2" in pair.variant.name else 67
-    return [rng.integers(1, vocab_size - 1, length) for length in (23, 5, 1, 14)]
+    prompts = [rng.integers(1, vocab_size - 1, length) for length in (23, 5, 1, 14)]
+    return [np.append(prompt, pair.variant.ending).astype(np.int64) for prompt in prompts]

@@ -24,6 +24,7 @@ class Variant:
         beams: keyword arguments of `generate` under which transformers' beam search is right.
         fused: nodes of a layer that are `FusedLinear` after the pass.
         unfused: op types that stay between them.
+        ending: ids that end every prompt.
         write: writes the weights in a layout that transformers does not know; None is `save_pretrained`.
     """
 
@@ -35,6 +36,7 @@ class Variant:
     beams: dict[str, Any] = dataclasses.field(default_factory=dict)
     fused: int = 4
     unfused: frozenset[str] = frozenset()
+    ending: tuple[int, ...] = ()
     write: Callable[[Any, Path], None] | None = None
 
 
