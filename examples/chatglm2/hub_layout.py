@@ -12,6 +12,17 @@ import torch
 from safetensors.torch import save_file
 from transformers import GlmConfig, GlmForCausalLM
 
+NAMES = {
+    "model.embed_tokens": "transformer.embedding.word_embeddings",
+    "model.layers": "transformer.encoder.layers",
+    "model.norm": "transformer.encoder.final_layernorm",
+    "lm_head": "transformer.output_layer",
+    "self_attn.q_proj": "self_attention.query_key_value",
+    "self_attn.o_proj": "self_attention.dense",
+    "gate_up_proj": "dense_h_to_4h",
+    "down_proj": "dense_4h_to_h",
+}
+
 
 def config_of(config: GlmConfig) -> dict[str, Any]:
     """Return `config.json` as THUDM/chatglm2-6b spells it."""
@@ -45,21 +56,15 @@ def config_of(config: GlmConfig) -> dict[str, Any]:
 def tensors_of(model: GlmForCausalLM) -> dict[str, torch.Tensor]:
     """Return the weights as THUDM/chatglm2-6b names them: queries, keys and values are rows of one matrix."""
     weights = model.state_dict()
-    tensors = {
-        "transformer.embedding.word_embeddings.weight": weights["model.embed_tokens.weight"],
-        "transformer.encoder.final_layernorm.weight": weights["model.norm.weight"],
-        "transformer.output_layer.weight": weights["lm_head.weight"],
-    }
-    for index in range(model.config.num_hidden_layers):
-        old, new = f"model.layers.{index}", f"transformer.encoder.layers.{index}"
-        for kind in ("weight", "bias") if model.config.attention_bias else ("weight",):
-            parts = [weights[f"{old}.self_attn.{name}_proj.{kind}"] for name in "qkv"]
-            tensors[f"{new}.self_attention.query_key_value.{kind}"] = torch.cat(parts)
-        tensors[f"{new}.self_attention.dense.weight"] = weights[f"{old}.self_attn.o_proj.weight"]
-        tensors[f"{new}.mlp.dense_h_to_4h.weight"] = weights[f"{old}.mlp.gate_up_proj.weight"]
-        tensors[f"{new}.mlp.dense_4h_to_h.weight"] = weights[f"{old}.mlp.down_proj.weight"]
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            tensors[f"{new}.{norm}.weight"] = weights[f"{old}.{norm}.weight"]
+    tensors = {}
+    for name, tensor in weights.items():
+        if ".k_proj." in name or ".v_proj." in name:
+            continue
+        if ".q_proj." in name:
+            tensor = torch.cat([weights[name.replace(".q_proj.", f".{part}_proj.")] for part in "qkv"])
+        for old, new in NAMES.items():
+            name = name.replace(old, new)
+        tensors[name] = tensor
     return tensors
 
 

@@ -68,13 +68,10 @@ class ChatGLM2Backend:
         """All tokens by id."""
         return (*self._model.pieces, *_CONTROL)
 
-    def _encode_words(self, text: str) -> list[int]:
-        return self._model.inner.encode(text, add_special_tokens=False).ids
-
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """Return the ids of a text; without `add_special_tokens` it is what a chat template wrote."""
         if add_special_tokens:
-            return [*map(self._ids.__getitem__, _PREFIX), *self._encode_words(text)]
+            return [*map(self._ids.__getitem__, _PREFIX), *self._model.encode(text)]
         ids: list[int] = []
         for part in _WRITTEN.split(text):
             if part == "".join(_PREFIX):
@@ -82,17 +79,17 @@ class ChatGLM2Backend:
             elif part in _ROLES:
                 ids.append(self._ids[part])
             else:
-                ids += self._encode_words(part)
+                ids += self._model.encode(part)
         return ids
 
     def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
         """Return the text of ids; the embedding has more rows than there are tokens, and those are left out."""
         special, known = self.special_ids(), [index for index in ids if 0 <= index < self.size()]
         if skip_special_tokens:
-            return self._model.inner.decode([index for index in known if index not in special])
+            return self._model.decode([index for index in known if index not in special])
         runs = itertools.groupby(known, key=special.__contains__)
         return "".join(
-            "".join(self._tokens[index] for index in run) if is_special else self._model.inner.decode(list(run))
+            "".join(self._tokens[index] for index in run) if is_special else self._model.decode(list(run))
             for is_special, run in runs
         )
 

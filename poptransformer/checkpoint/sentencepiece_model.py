@@ -8,6 +8,7 @@ The file is a protobuf message `ModelProto`: pieces with scores and types, and h
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from poptransformer.checkpoint.gguf_tokenizer import merges_from_scores
 
 _SPACE = "\u2581"  # SentencePiece's visible space
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # SentencePiece.Type
+_MATCHED = (_NORMAL, _USER_DEFINED)
 _BPE = 2  # TrainerSpec.ModelType
 
 
@@ -24,9 +26,12 @@ _BPE = 2  # TrainerSpec.ModelType
 class SentencePieceModel:
     """A SentencePiece model.
 
+    As in the package, text never becomes a control piece.
+
     Attributes:
-        inner: A `tokenizers.Tokenizer` that gives its ids. As in the package, text never becomes a control piece.
+        inner: A `tokenizers.Tokenizer` that gives its ids, and those of `parts`.
         pieces: Its pieces, by id.
+        parts: What characters stand for that only longer pieces have, by the ids after all pieces.
         control_ids: Ids of control and unknown pieces, which stand for no text.
         bos_id: Id of the piece that begins a text, or None.
         eos_id: Id of the piece that ends a text, or None.
@@ -35,10 +40,27 @@ class SentencePieceModel:
 
     inner: Any
     pieces: tuple[str, ...]
+    parts: Mapping[int, tuple[int, ...]]
     control_ids: frozenset[int]
     bos_id: int | None
     eos_id: int | None
     unk_id: int | None
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text."""
+        found = self.inner.encode(text, add_special_tokens=False).ids
+        if not self.parts:
+            return found
+        ids: list[int] = []
+        for index in found:
+            pieces = self.parts.get(index, (index,))
+            if pieces != (self.unk_id,) or ids[-1:] != [self.unk_id]:  # unknown characters in a row are one
+                ids += pieces
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids."""
+        return self.inner.decode(list(ids))
 
 
 def read_sentencepiece(path: Path) -> SentencePieceModel:
@@ -62,7 +84,8 @@ def read_sentencepiece(path: Path) -> SentencePieceModel:
     types = [piece.type for piece in proto.pieces]
     unk_id = types.index(_UNKNOWN) if _UNKNOWN in types else None
     try:
-        inner = _build(proto, pieces, unk_id)
+        parts = _parts(proto, unk_id)
+        inner = _build(proto, [*pieces, *parts], unk_id)
     except Exception as error:  # the library raises bare Exception for every problem
         raise TokenizerError(f"the pieces of {path} do not fit together: {error}; download it again") from error
 
@@ -72,6 +95,7 @@ def read_sentencepiece(path: Path) -> SentencePieceModel:
     return SentencePieceModel(
         inner,
         pieces,
+        dict(enumerate(parts.values(), len(pieces))),
         frozenset(index for index, kind in enumerate(types) if kind in (_CONTROL, _UNKNOWN)),
         control(proto.trainer_spec.bos_id),
         control(proto.trainer_spec.eos_id),
@@ -81,7 +105,7 @@ def read_sentencepiece(path: Path) -> SentencePieceModel:
 
 def _parse(path: Path) -> Any:
     # The message's description and nothing else: no tokenizer, no torch.
-    from transformers.utils.sentencepiece_model_pb2_new import ModelProto
+    from transformers.utils.sentencepiece_model_pb2_new import ModelProto  # type: ignore[attr-defined]
 
     proto = ModelProto()
     try:
@@ -93,10 +117,21 @@ def _parse(path: Path) -> Any:
     return proto
 
 
-def _build(proto: Any, pieces: tuple[str, ...], unk_id: int | None) -> Any:
+def _parts(proto: Any, unk_id: int | None) -> dict[str, tuple[int, ...]]:
+    """Find the characters that are no pieces, but could be joined to one; alone they are bytes, or unknown."""
+    matched = [piece.piece for piece in proto.pieces if piece.type in _MATCHED]
+    missing = sorted({*"".join(matched)} - {piece.piece for piece in proto.pieces})
+    bytes_of = {int(piece.piece[3:5], 16): i for i, piece in enumerate(proto.pieces) if piece.type == _BYTE}
+    if not bytes_of:
+        return dict.fromkeys(missing, () if unk_id is None else (unk_id,))
+    return {character: tuple(bytes_of[byte] for byte in character.encode()) for character in missing}
+
+
+def _build(proto: Any, pieces: Sequence[str], unk_id: int | None) -> Any:
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-    matched = {piece.piece: index for index, piece in enumerate(proto.pieces) if piece.type in (_NORMAL, _USER_DEFINED)}
+    matched = {piece.piece: index for index, piece in enumerate(proto.pieces) if piece.type in _MATCHED}
+    matched |= {piece: index for index, piece in enumerate(pieces) if index >= len(proto.pieces)}
     whole = sorted((piece.piece for piece in proto.pieces if piece.type == _USER_DEFINED), key=len, reverse=True)
     model = models.BPE(
         vocab={piece: index for index, piece in enumerate(pieces)},
@@ -109,10 +144,9 @@ def _build(proto: Any, pieces: tuple[str, ...], unk_id: int | None) -> Any:
     inner = Tokenizer(model)
     spec = proto.normalizer_spec
     steps: list[Any] = [normalizers.Precompiled(spec.precompiled_charsmap)] if spec.precompiled_charsmap else []
-    steps.append(normalizers.Replace(" ", _SPACE))
     if spec.remove_extra_whitespaces:
-        steps += [normalizers.Replace(Regex(f"^{_SPACE}+|{_SPACE}+$"), "")]
-        steps += [normalizers.Replace(Regex(f"{_SPACE}{{2,}}"), _SPACE)]
+        steps += [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+    steps.append(normalizers.Replace(" ", _SPACE))
     # `Metaspace` would add no space before a text that begins with one; SentencePiece does.
     inner.normalizer = normalizers.Sequence([*steps, *([normalizers.Prepend(_SPACE)] if spec.add_dummy_prefix else [])])
     if whole:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.chatglm2 import hub_layout
+from tests.parity import chatglm2_reference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +72,7 @@ def _llama(**overrides: Any) -> Callable[[], Any]:
     return make
 
 
-def _glm(**overrides: Any) -> Callable[[], Any]:
+def _glm(model_class: type | None = None, **overrides: Any) -> Callable[[], Any]:
     def make() -> Any:
         from transformers import GlmConfig, GlmForCausalLM
 
@@ -88,18 +89,25 @@ def _glm(**overrides: Any) -> Callable[[], Any]:
             "pad_token_id": 0,
             "eos_token_id": 66,
         }
-        return GlmForCausalLM(GlmConfig(**{**config, **overrides}))
+        return (model_class or GlmForCausalLM)(GlmConfig(**{**config, **overrides}))
 
     return make
 
 
-def _hub(weights: str = "model.safetensors", shards: int = 1, **config: Any) -> Callable[[Any, Path], None]:
+def _hub(
+    weights: str = "model.safetensors", shards: int = 1, by_head: bool = False, **config: Any
+) -> Callable[[Any, Path], None]:
     """The layout of THUDM/chatglm2-6b; `config` are keys of its config.json."""
 
     def write(model: Any, folder: Path) -> None:
         eos = {"eos_token_id": model.config.eos_token_id}
+        tensors = hub_layout.tensors_of(model)
+        for name, tensor in tensors.items():
+            if by_head and "query_key_value" in name:  # [3, N, H, ...] to [N, 3, H, ...]
+                parts = tensor.unflatten(0, (3, model.config.num_attention_heads, -1))
+                tensors[name] = parts.transpose(0, 1).flatten(0, 2)
         hub_layout.write_config(folder, {**hub_layout.config_of(model.config), **eos, **config})
-        hub_layout.write_tensors(folder, hub_layout.tensors_of(model), weights, shards)
+        hub_layout.write_tensors(folder, tensors, weights, shards)
 
     return write
 
@@ -134,6 +142,23 @@ VARIANTS = [
     Variant("glm-theta-sharded-bf16", _glm(**_rope("default", rope_theta=5e6)), {"max_shard_size": "40KB"}, "bfloat16"),
     Variant("chatglm2", _glm(), write=_hub()),
     Variant("chatglm2-one-group", _glm(num_key_value_heads=1, head_dim=20), write=_hub()),
+    Variant(
+        "chatglm2-no-groups",
+        _glm(num_key_value_heads=6),
+        write=_hub(by_head=True, multi_query_attention=False),
+        unfused=frozenset({"Split"}),
+    ),
+    Variant(
+        "chatglm2-unusual",
+        _glm(chatglm2_reference.UnusualGlm),
+        write=_hub(**chatglm2_reference.CONFIG),
+        unfused=frozenset({"LayerNormalization"}),
+    ),
+    Variant(
+        "chatglm2-no-final-norm",
+        _glm(chatglm2_reference.OpenEndedGlm, hidden_size=16, intermediate_size=8),
+        write=_hub(post_layer_norm=False),
+    ),
     Variant("chatglm2-rope-ratio", _glm(**_rope("default", rope_theta=50e4)), write=_hub(rope_ratio=50)),
     Variant(
         "chatglm2-32k",
