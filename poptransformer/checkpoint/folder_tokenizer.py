@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from poptransformer.checkpoint import chatglm2_tokenizer
 from poptransformer.checkpoint.chatglm_tokenizer import ICE_TEXT, load_chatglm_tokenizer
 from poptransformer.checkpoint.errors import CheckpointError, CorruptCheckpointError, TokenizerError
 from poptransformer.checkpoint.hf_config import read_json_object
@@ -52,6 +53,8 @@ def load_folder_tokenizer(folder: Path, config: Mapping[str, Any], stop_token_id
         inner = _read_gpt2_files(folder)
     elif (folder / ICE_TEXT).is_file():
         return load_chatglm_tokenizer(folder, given, stop_token_ids)
+    elif class_name == chatglm2_tokenizer.TOKENIZER_CLASS and (folder / chatglm2_tokenizer.MODEL_FILE).is_file():
+        return chatglm2_tokenizer.load_chatglm2_tokenizer(folder, _chat_template(folder, given), stop_token_ids)
     else:
         return _load_with_transformers(folder, given, stop_token_ids)
     try:

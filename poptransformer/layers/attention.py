@@ -56,7 +56,7 @@ class Attention(BaseLayer):
     def rotate(self, graph: Graph, x: ir.Value, step: Step, rotary: RotaryEmbedding, num_heads: int) -> ir.Value:
         """Rotates `[B, L, num_heads*H]` by the positions of this step."""
         cos, sin = step.shared(graph, "rotary", lambda: rotary(graph, step.position_ids, step.total_lengths))
-        return ops.rotary_embedding(graph, x, cos, sin, num_heads, rotary.rotary_dim)
+        return ops.rotary_embedding(graph, x, cos, sin, num_heads, rotary.rotary_dim, rotary.interleaved)
 
     def attend(
         self,

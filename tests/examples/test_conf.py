@@ -31,6 +31,8 @@ LAYERS = {
     "rwkv-raven-3b": 32,
     "chatglm-6b": 28,
     "chatglm-6b-int4": 28,
+    "chatglm2-6b": 28,
+    "chatglm3-6b": 28,
 }
 # What replicas divide: attention heads, or RWKV's channels.
 HEADS = {
@@ -47,6 +49,8 @@ HEADS = {
     "rwkv-raven-3b": 2560,
     "chatglm-6b": 32,
     "chatglm-6b-int4": 32,
+    "chatglm2-6b": 2,
+    "chatglm3-6b": 2,
 }
 
 
@@ -57,7 +61,7 @@ def composed(example: str, primary: str, *overrides: str) -> CheckedConfig:
 
 
 def test_the_examples_are_there() -> None:
-    assert {"gpt2", "llama2", "rwkv", "chatglm"} <= set(NAMES)
+    assert {"gpt2", "llama2", "rwkv", "chatglm", "chatglm2"} <= set(NAMES)
 
 
 @pytest.mark.parametrize(("example", "primary", "model"), CHOICES)
@@ -81,7 +85,7 @@ def test_the_originals_placements() -> None:
     assert (config.global_args.num_replicas, config.model["layer_per_ipu"]) == (2, [6] * 4)
 
 
-@pytest.mark.parametrize("example", ["gpt2", "rwkv", "chatglm"])
+@pytest.mark.parametrize("example", ["gpt2", "rwkv", "chatglm", "chatglm2"])
 def test_the_tiny_model_lies_beside_the_example(example: str) -> None:
     assert composed(example, "sharding").model["hf_model_name"] == str(EXAMPLES / example / "tiny")
 

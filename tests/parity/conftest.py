@@ -26,6 +26,18 @@ class Pair:
     make_reference: Any
     _known: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    @classmethod
+    def make(cls, variant: Variant, folders: pytest.TempPathFactory) -> Pair:
+        """Writes the checkpoint, and transformers' own beside it where it has another layout."""
+        folder = own = folders.mktemp(variant.name)
+        model = scaled(variant.make()).to(getattr(torch, variant.dtype))
+        if variant.write is not None:
+            own = folders.mktemp(f"{variant.name}-transformers")
+            variant.write(model, folder)
+        model.save_pretrained(own, **variant.save)
+        model_class = type(model)
+        return cls(variant, folder, lambda: model_class.from_pretrained(own, dtype=torch.float32).eval())
+
     @property
     def reference(self) -> Any:
         """A fresh PyTorch model: dynamic rotary embeddings remember the longest row they have seen."""
@@ -87,12 +99,7 @@ def scaled(model: Any) -> Any:
 
 @pytest.fixture(scope="session", params=VARIANTS, ids=[variant.name for variant in VARIANTS])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    variant: Variant = request.param
-    folder = tmp_path_factory.mktemp(variant.name)
-    model = scaled(variant.make()).to(getattr(torch, variant.dtype))
-    model.save_pretrained(folder, **variant.save)
-    model_class = type(model)
-    return Pair(variant, folder, lambda: model_class.from_pretrained(folder, dtype=torch.float32).eval())
+    return Pair.make(request.param, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
