@@ -194,7 +194,9 @@ def device_content(name: str) -> dict[str, Any]:
         ConfigError: there is no such device.
     """
     if name not in device_names():
-        raise ConfigError(f"Invalid device {name}, options: {list(device_names())}. {did_you_mean(name, device_names())}")
+        raise ConfigError(
+            f"Invalid device {name}, options: {list(device_names())}. {did_you_mean(name, device_names())}"
+        )
     return yaml.safe_load((_folder() / f"{name}.yaml").read_text(encoding="utf-8"))
 
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from poptransformer.ipu.cost import cost
 from poptransformer.ipu.device import Device
 from poptransformer.ipu.product import BLOCK
 from poptransformer.ipu.segments import Segment
-from poptransformer.ipu.work import Cache, Numbers, Op, Weight, Work
+from poptransformer.ipu.work import Numbers, Weight, Work
 
 CATEGORIES = ("weights", "KV cache", "activations", "partials", "code")
 WORD = 8  # bytes that a tile loads at a time
@@ -69,6 +69,12 @@ class Footprint:
             self.works | other.works,
         )
 
+    def times(self, count: int) -> Footprint:
+        """The same segment `count` times, its code once."""
+        blocks = Counter({size: number * count for size, number in self.blocks.items()})
+        vectors = Counter({size: number * count for size, number in self.vectors.items()})
+        return dataclasses.replace(self, blocks=blocks, words=self.words * count, vectors=vectors)
+
     def bytes_per_tile(self, device: Device, batches: int = 1) -> dict[str, float]:
         """Returns category -> bytes on the fullest tile.
 
@@ -110,16 +116,12 @@ def footprint(device: Device, segment: Segment, numbers: Numbers, without: Itera
             blocks[size] += count
             words += extra
     vectors: Counter[int] = Counter()
-    for cache in _distinct_caches(segment.ops):
+    for cache in (cache for op in segment.ops for cache in op.caches):
         vectors[cache.columns * cache.itemsize] += cache.rows
     moments = liveness(device, segment, numbers)
     peak = max(moments, key=lambda moment: moment.total, default=EMPTY.peak)
     works = frozenset(op.work for op in segment.ops if op.work is not None)
     return Footprint(+blocks, words, vectors, peak, works)
-
-
-def _distinct_caches(ops: Sequence[Op]) -> list[Cache]:
-    return [cache for op in ops for cache in op.caches]
 
 
 def _pieces(weight: Weight) -> tuple[int, int, int]:
@@ -132,28 +134,18 @@ def _pieces(weight: Weight) -> tuple[int, int, int]:
 
 
 def liveness(device: Device, segment: Segment, numbers: Numbers) -> list[Moment]:
-    """Returns the bytes of each step of a segment that come and go, on the fullest tile."""
-    size = numbers.activation_bytes
+    """Returns the bytes of each step of a segment that come and go, on the fullest tile.
+
+    A value lives from the node that makes it to the last that reads it; what leaves the segment lives to its end.
+    """
     last = {name: index for index, op in enumerate(segment.ops) for name in op.inputs}
-    made = {name for op in segment.ops for name, _ in op.outputs}
-    outside = {name for name in last if name not in made}
-    live = {name: segment.hidden for name in outside} if len(outside) == 1 else dict.fromkeys(outside, 0)
-    if outside and len(outside) > 1:
-        live[min(outside, key=lambda name: last[name])] = segment.hidden
+    live = dict(segment.given)
     moments = []
     for index, op in enumerate(segment.ops):
+        live.update(op.outputs)
         if op.work is not None:
-            live.update(op.outputs)
-            activations = sum(math.ceil(elements / device.tiles) for elements in live.values()) * size
-            moments.append(Moment(op.name, activations, cost(device, op.work, numbers).temporary))
-        else:  # a view: its output stands for its input
-            _rename(live, op, last)
-        live = {name: count for name, count in live.items() if last.get(name, -1) > index or name not in last}
+            share = sum(math.ceil(elements / device.tiles) for elements in live.values())
+            temporary = cost(device, op.work, numbers).temporary
+            moments.append(Moment(op.name, float(share * numbers.activation_bytes), temporary))
+        live = {name: elements for name, elements in live.items() if last.get(name, index + 1) > index}
     return moments
-
-
-def _rename(live: dict[str, int], op: Op, last: dict[str, int]) -> None:
-    """Lets the outputs of a view take the place of what they show."""
-    for name in op.inputs:
-        live.pop(name, None)
-    live.update(op.outputs)

@@ -24,12 +24,12 @@ class Segment:
     Attributes:
         name: what reports call it.
         ops: their work, in order.
-        hidden: elements of the activations that go on to the next segment.
+        given: activations that come from earlier segments, name -> elements.
     """
 
     name: str
     ops: tuple[Op, ...]
-    hidden: int = 0
+    given: tuple[tuple[str, int], ...] = ()
 
     @functools.cached_property
     def signature(self) -> tuple[object, ...]:
@@ -50,6 +50,7 @@ class Segments:
         after: final norm and head.
         replicas: tensor-parallel replicas.
         is_tied: whether the head reads the embedding's table.
+        hidden: elements of the activations that go from stage to stage.
     """
 
     before: Segment
@@ -57,6 +58,7 @@ class Segments:
     after: Segment
     replicas: int
     is_tied: bool
+    hidden: int
 
     def all(self) -> tuple[Segment, ...]:
         """All segments in order."""
@@ -107,19 +109,22 @@ class StepGraph:
         for op in shard(traced, sizes.replicas):
             block = place[op.name] if op.name in place else place[op.name.rpartition("/")[0]]
             parts.setdefault(block, []).append(op)
-        names = sorted(block for block in parts if block >= 0)
-        hidden = _hidden(parts[-1], sizes)
         head = _with_gathered_logits(parts[-2], sizes)
-        blocks = tuple(Segment(f"block {index}", tuple(parts[index]), hidden) for index in names)
+        makers = {name: elements for ops in parts.values() for op in ops for name, elements in op.outputs}
+        segment = functools.partial(_segment, makers)
+        blocks = tuple(segment(f"block {index}", parts[index]) for index in sorted(parts) if index >= 0)
         tables = {weight.name for op in parts[-1] for weight in op.weights if weight.rows > 1}
         tied = any(weight.name in tables for op in head for weight in op.weights)
-        before = Segment("embedding", tuple(parts[-1]), hidden)
-        return Segments(before, blocks, Segment("head", tuple(head)), sizes.replicas, tied)
+        before, after = segment("embedding", parts[-1]), segment("head", head)
+        hidden = max((elements for _, elements in blocks[0].given), default=sizes.batch * sizes.tokens)
+        return Segments(before, blocks, after, sizes.replicas, tied, hidden)
 
 
-def _hidden(ops: Sequence[Op], sizes: Sizes) -> int:
-    """Elements of what the embedding hands to the first block: its largest output."""
-    return max((elements for op in ops for _, elements in op.outputs), default=sizes.batch * sizes.tokens)
+def _segment(makers: Mapping[str, int], name: str, ops: Sequence[Op]) -> Segment:
+    """Puts nodes together; what they read and do not make is given."""
+    made = {output for op in ops for output, _ in op.outputs}
+    read = dict.fromkeys(value for op in ops for value in op.inputs if value not in made)
+    return Segment(name, tuple(ops), tuple((value, makers[value]) for value in read if value in makers))
 
 
 def _with_gathered_logits(ops: Sequence[Op], sizes: Sizes) -> list[Op]:

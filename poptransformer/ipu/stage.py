@@ -131,7 +131,7 @@ def make_replica(graph: StepGraph, device: Device, workload: Workload, replicas:
         blocks=tuple(blocks),
         after=unit(token.after, prompt.after),
         tied_after=_unit(device, graph.numbers, token.after, prompt.after, without=tables),
-        hidden_bytes=(token.before.hidden * size, prompt.before.hidden * size),
+        hidden_bytes=(token.hidden * size, prompt.hidden * size),
     )
 
 

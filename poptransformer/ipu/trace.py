@@ -138,7 +138,9 @@ class _Tracer:
         return Op(
             name=str(node.name),
             work=self._work(node, activations),
-            inputs=tuple(str(value.name) for value in activations if value.name not in self.states),
+            inputs=tuple(
+                str(value.name) for value in activations if value.dtype in _FLOATS and value.name not in self.states
+            ),
             outputs=tuple((str(value.name), self.elements[str(value.name)]) for value in kept),
             weights=tuple(self._weights(node)),
             caches=tuple(self._caches(node)),
