@@ -16,7 +16,7 @@ from poptransformer.ipu.work import Attention, Collective, Lookup, Move, Numbers
 __all__ = ["Cycles", "cost"]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def cost(device: Device, work: Work | None, numbers: Numbers) -> Cycles:
     """Returns what a piece of work takes on all tiles of an IPU.
 

@@ -36,8 +36,9 @@ class Cycles:
 
     @property
     def bound(self) -> str:
-        """What most cycles are spent on."""
-        return max(KINDS, key=lambda kind: getattr(self, kind))
+        """`compute` where arithmetic takes most of the time; otherwise what takes most of the rest."""
+        waiting = self.exchange + self.sync + self.link
+        return "compute" if self.compute >= waiting else max(KINDS[1:], key=lambda kind: getattr(self, kind))
 
     def parts(self) -> dict[str, float]:
         """Cycles by kind."""

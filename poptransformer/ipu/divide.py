@@ -30,18 +30,18 @@ class Division:
     def divide(self, stages: int, is_pipelined: bool = False) -> Plan | None:
         """Returns the best division into a number of stages, or None where none fits."""
         limit = self.replica.device.tile_bytes
-        ranges = [self._range(index, stages) for index in range(stages)]
+        tables = [self._range(index, stages) for index in range(stages)]
         batches = stages if is_pipelined else 1
-        sizes = [table.bytes(batches) for table in ranges]
-        allowed = [size <= limit for size in sizes]
+        sizes = {table: table.bytes(batches) for table in dict.fromkeys(tables)}
+        fitting = {table: np.where(size <= limit, size, np.inf) for table, size in sizes.items()}
         if is_pipelined:
-            times = [table.cycles for table in ranges]
-            fastest = bottleneck([np.where(ok, time, np.inf) for ok, time in zip(allowed, times, strict=True)])
+            times = {table: np.where(size < np.inf, table.cycles, np.inf) for table, size in fitting.items()}
+            fastest = bottleneck([times[table] for table in tables])
             if fastest is None:
                 return None
             slowest = fastest[0] * (1 + 1e-12)
-            allowed = [ok & (time <= slowest) for ok, time in zip(allowed, times, strict=True)]
-        found = bottleneck([np.where(ok, size, np.inf) for ok, size in zip(allowed, sizes, strict=True)])
+            fitting = {table: np.where(times[table] <= slowest, size, np.inf) for table, size in fitting.items()}
+        found = bottleneck([fitting[table] for table in tables])
         return None if found is None else evaluate(self.replica, found[1], is_pipelined)
 
     def _range(self, index: int, stages: int) -> RangeTable:

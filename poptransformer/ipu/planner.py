@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from poptransformer.errors import ConfigError
 from poptransformer.ipu.device import Device
 from poptransformer.ipu.divide import Division
-from poptransformer.ipu.plan import Plan
+from poptransformer.ipu.plan import Plan, evaluate
 from poptransformer.ipu.segments import StepGraph
 from poptransformer.ipu.stage import Replica, Workload, make_replica
 
@@ -92,6 +92,22 @@ def search(
             rejected[count] = str(error)
             continue
         plans += plans_of(variants, limit // count)
+    return Search(tuple(plans), rejected)
+
+
+def fixed_stages(
+    graph: StepGraph, device: Device, workload: Workload, layer_per_ipu: Sequence[int], replicas: Iterable[int]
+) -> Search:
+    """Costs given stages for several numbers of replicas; what does not fit is left out."""
+    rejected: dict[int, str] = {}
+    plans: list[Plan] = []
+    for count in replicas:
+        try:
+            variants = replica_variants(graph, device, workload, count)
+        except ConfigError as error:
+            rejected[count] = str(error)
+            continue
+        plans += [plan for plan in (evaluate(replica, layer_per_ipu) for replica in variants) if plan.fits][:1]
     return Search(tuple(plans), rejected)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from poptransformer.ipu.cycles import Cycles
 from poptransformer.ipu.device import Device
@@ -33,7 +33,7 @@ class Grid:
         return f"{self.rows}x{self.columns}x{self.depth}"
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def product_cost(device: Device, work: Product, numbers: Numbers) -> Cycles:
     """Returns the cycles of the best grid and kernel."""
     tiles = max(1, device.tiles // work.groups)
@@ -106,12 +106,30 @@ def grid_cost(device: Device, work: Product, numbers: Numbers, grid: Grid) -> Cy
     return Cycles(compute, exchange, phases * device.sync_cycles, temporary=temporary, how=how)
 
 
-def _exchange(device: Device, grid: Grid, part: _Part, steps: int) -> tuple[float, int]:
+def exchange_cycles(device: Device, work: Product, numbers: Numbers, grid: Grid, order: str) -> float:
+    """Returns the cycles of a grid's exchange, syncs included.
+
+    Args:
+        device: the IPU.
+        work: the product.
+        numbers: formats of activations and partial sums.
+        grid: how it is cut.
+        order: what the two tiles of a pair share: `columns` (weights) or `rows` (activations).
+    """
+    moved, phases = _exchange(device, grid, _part(work, numbers, grid), max(1, grid.steps), (order,))
+    return moved + phases * device.sync_cycles
+
+
+def _exchange(
+    device: Device, grid: Grid, part: _Part, steps: int, orders: Sequence[str] = ("columns", "rows")
+) -> tuple[float, int]:
     """Cycles on the exchange, and its phases. A pair of tiles shares rows or columns, whichever saves more."""
     single, paired = device.exchange_bytes, device.exchange_paired_bytes
-    shares_rows = part.activations / (paired if grid.columns > 1 else single) + part.weights / single
-    shares_columns = part.activations / single + part.weights / (paired if grid.rows > 1 else single)
-    moved = min(shares_rows, shares_columns)
+    shared = {
+        "columns": part.activations / single + part.weights / (paired if grid.rows > 1 else single),
+        "rows": part.activations / (paired if grid.columns > 1 else single) + part.weights / single,
+    }
+    moved = min(shared[order] for order in orders)
     fragments = steps * (2 if part.weights else 1)
     phases = steps
     if grid.depth > 1:

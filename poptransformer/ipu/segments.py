@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from poptransformer.errors import GraphError
-from poptransformer.ipu.shard import shard
+from poptransformer.ipu.shard import is_sharded, shard
 from poptransformer.ipu.trace import Sizes, Stored, trace
 from poptransformer.ipu.work import Collective, Numbers, Op
 
@@ -78,6 +78,7 @@ class StepGraph:
     graph: ir.Graph
     numbers: Numbers
     stored: Mapping[str, Stored]
+    _known: dict[Sizes, list[Op]] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     @functools.cached_property
     def places(self) -> list[int]:
@@ -94,6 +95,14 @@ class StepGraph:
             places.append(int(block) if block is not None else -2 if follows else -1)
         return places
 
+    def _trace(self, sizes: Sizes) -> list[Op]:
+        """The whole model's work; it does not depend on the replicas unless the graph is one replica's already."""
+        key = dataclasses.replace(sizes, replicas=1)
+        if key not in self._known:
+            self._known[key] = trace(self.graph, key, self.numbers, self.stored)
+        traced = self._known[key]
+        return trace(self.graph, sizes, self.numbers, self.stored) if is_sharded(traced) else traced
+
     def segments(self, sizes: Sizes) -> Segments:
         """Returns the work of one replica, cut into segments.
 
@@ -103,7 +112,7 @@ class StepGraph:
         Raises:
             ConfigError: the heads cannot be divided among the replicas.
         """
-        traced = trace(self.graph, sizes, self.numbers, self.stored)
+        traced = self._trace(sizes)
         place = {op.name: block for op, block in zip(traced, self.places, strict=True)}
         parts: dict[int, list[Op]] = {-1: [], -2: []}
         for op in shard(traced, sizes.replicas):

@@ -33,13 +33,13 @@ from poptransformer.state import BATCH, CHOSEN, SLOTS, TOKENS
 
 # Not computed on an IPU: views of the same elements, and arithmetic on a few integers.
 VIEWS = frozenset(
-    "Identity Reshape Squeeze Unsqueeze Flatten Shape Constant Cast CastLike Split Slice Expand Range Size "
-    "ConstantOfShape".split()
+    ["Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Shape", "Constant", "ConstantOfShape", "Cast"]
+    + ["CastLike", "Split", "Slice", "Expand", "Range", "Size"]
 )
-MOVES = frozenset("Concat Transpose Pad Tile TensorScatter ScatterND ScatterElements".split())
-LOOKUPS = frozenset("Gather GatherND GatherElements QuantizedEmbedding".split())
-PRODUCTS = frozenset("MatMul Linear QuantizedLinear".split())
-ATTENTIONS = frozenset("CachedAttention RotaryCachedAttention".split())
+MOVES = frozenset(["Concat", "Transpose", "Pad", "Tile", "TensorScatter", "ScatterND", "ScatterElements"])
+LOOKUPS = frozenset(["Gather", "GatherND", "GatherElements", "QuantizedEmbedding"])
+PRODUCTS = frozenset(["MatMul", "Linear", "QuantizedLinear"])
+ATTENTIONS = frozenset(["CachedAttention", "RotaryCachedAttention"])
 COLLECTIVES = {"AllReduce": "all_reduce", "AllGather": "all_gather"}
 # Passes over the elements, and reductions that tiles exchange; what is not here takes one pass.
 VECTORS = {
