@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from poptransformer.models.base_model import HFModel
     from poptransformer.utils.prepare import CheckedConfig
 
+SWEPT = ("fp16", "fp8", "int8", "int4")
+LENGTHS = (0.5, 1.0, 2.0)
 FLOAT_BITS = {"fp16": 16, "bf16": 16}
 
 
@@ -261,3 +263,28 @@ def score_config(checked: CheckedConfig, model: PlannedModel | None = None) -> t
     variants = replica_variants(model.graph, device, workload, int(checked.global_args.num_replicas))
     plans = [evaluate(replica, layers) for replica in variants]
     return next((plan for plan in plans if plan.fits), plans[-1]), model
+
+
+def sweep(checked: CheckedConfig, planned: Planned) -> Iterator[tuple[str, int, tuple[Plan, ...]]]:
+    """Plans other precisions, and half and twice the length.
+
+    Args:
+        checked: the configuration.
+        planned: what was found for it.
+
+    Yields:
+        Precision, `max_length` and the plans that fit.
+    """
+    own, length = planned.model, planned.workload.max_length
+    precision = str(checked.global_args.precision)
+    others = [name for name in SWEPT if name != precision and (planned.device.has_fp8 or name != "fp8")]
+    for name in [precision, *others]:
+        model = own
+        if name != precision:
+            global_args = dataclasses.replace(checked.global_args, precision=name)
+            model = model_of(dataclasses.replace(checked, global_args=global_args))
+        for factor in LENGTHS:
+            workload = dataclasses.replace(planned.workload, max_length=max(1, round(factor * length)))
+            workload = dataclasses.replace(workload, prompt_tokens=min(workload.prompt_tokens, workload.max_length))
+            found = search(model.graph, planned.device, workload, None, checked.plan.max_ipus)
+            yield name, workload.max_length, found.plans

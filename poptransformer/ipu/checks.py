@@ -115,7 +115,7 @@ def weights_note(precision: str, graph: StepGraph, checkpoint_bits: int) -> str 
         checkpoint_bits: bits of the weights that the checkpoint holds.
     """
     bits = {stored.bits for stored in graph.stored.values()}
-    if not bits or checkpoint_bits in bits:
+    if not bits or checkpoint_bits in bits or min(checkpoint_bits, *bits) >= 16:
         return None
     own = BITS.get(checkpoint_bits) or f"fp{checkpoint_bits}"
     verb = "quantized" if min(bits) < checkpoint_bits else "unpacked"
@@ -132,7 +132,7 @@ def explain_failure(whole: Plan, rejected: dict[int, str]) -> str:
     device = whole.device
     nbytes = sum(stage.weight_bytes for stage in whole.stages)
     text = (
-        f"No plan fits: the weights take {nbytes / 1e9:,.1f} GB, the SRAM of {nbytes / device.ipu_bytes:,.1f} IPUs, and "
+        f"No plan fits: the weights take {nbytes / 1e9:,.1f} GB, the SRAM of {nbytes / device.ipu_bytes:,.1f} IPUs; "
         f"{device.name.upper()} links at most {device.max_ipus} {_noun(device)}. Try precision int4, fp8 or int8, a "
         "smaller model.max_length, or a larger device."
     )

@@ -104,11 +104,10 @@ def _alternatives(plan: Plan, found: Search) -> list[str]:
 def _compared(plan: Plan, own: Plan) -> str:
     """The user's plan beside the chosen one."""
     fate = "fits" if own.fits else "does not fit"
-    ratio = own.latency / plan.latency
-    speed = f"{ratio:.2f} times the chosen plan's latency"
+    share = own.worst.bytes / own.device.tile_bytes
     return (
-        f"Your own plan, {own.layer_per_ipu} with {own.replicas} replicas, {fate}: {describe(own)}, "
-        f"{milliseconds(own.latency)} for a token ({speed}), fullest tile {own.worst.bytes / own.device.tile_bytes:.0%}."
+        f"Your own plan, {describe(own)} with layer_per_ipu={own.layer_per_ipu}, {fate}: {milliseconds(own.latency)} "
+        f"for a token, {own.latency / plan.latency:.2f} times the chosen plan's; fullest tile {share:.0%}."
     )
 
 

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who works when: the phases of a token on each stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from poptransformer.ipu.explain import describe
+from poptransformer.ipu.pictures.style import TIME, TIME_WORDS, note, picture
+from poptransformer.ipu.plan import Plan
+from poptransformer.ipu.timeline import Phase, timeline
+
+DETAIL = 60  # nodes of the lower part: a few blocks, wide enough to see each phase
+
+
+def draw_gantt(path: Path, plan: Plan, name: str) -> None:
+    """Draws one row for each stage over the time of a token, and below the first phases of the busiest stage."""
+    phases = timeline(plan)
+    stages = len(plan.stages)
+    height = 4.2 + max(1.6, min(9.0, 0.32 * stages))
+    with picture(path, width=12.0, height=height, rows=2) as (figure, axes):
+        unit, factor = _unit(max(phase.start + phase.duration for phase in phases))
+        _draw_rows(axes[0], phases, stages, factor)
+        axes[0].set_ylabel("stage")
+        axes[0].set_title(_title(plan), fontsize=11)
+        axes[0].set_xlabel(f"time, {unit}")
+        _draw_detail(axes[1], plan, phases)
+        figure.suptitle(f"{name} on {plan.device.name}: phases of one token")
+        shown = [kind for kind in TIME if any(phase.kind == kind for phase in phases)]
+        handles = [_patch(kind) for kind in shown]
+        figure.legend(handles, [TIME_WORDS[kind] for kind in shown], loc="outside upper right", ncols=4, frameon=False)
+        note(figure, "Times of decoding are unvalidated: no public measurement of a token on an IPU exists.")
+
+
+def _title(plan: Plan) -> str:
+    if plan.is_pipelined:
+        return f"{describe(plan)}, a token of each of {len(plan.stages)} batches in flight"
+    if len(plan.stages) == 1:
+        return describe(plan)
+    return f"{describe(plan)}, one after the other: a stage waits while the others work"
+
+
+def _patch(kind: str) -> Any:
+    from matplotlib.patches import Patch
+
+    return Patch(color=TIME[kind])
+
+
+def _unit(seconds: float) -> tuple[str, float]:
+    """A unit in which a time has few digits, and what seconds are multiplied by."""
+    return ("ms", 1e3) if seconds >= 1e-3 else ("µs", 1e6)
+
+
+def _draw_rows(axis: Any, phases: list[Phase], stages: int, factor: float) -> None:
+    for kind, colour in TIME.items():
+        for stage in range(stages):
+            bars = [
+                (phase.start * factor, phase.duration * factor)
+                for phase in phases
+                if phase.kind == kind and phase.stage == stage
+            ]
+            if bars:
+                axis.broken_barh(bars, (stage - 0.4, 0.8), facecolors=colour, linewidth=0)
+    axis.set_ylim(stages - 0.4, -0.6)
+    step = max(1, -(-stages // 20))
+    axis.set_yticks(range(0, stages, step))
+    axis.set_xlim(0, None)
+
+
+def _draw_detail(axis: Any, plan: Plan, phases: list[Phase]) -> None:
+    """The first nodes of the stage with most blocks, named."""
+    stage = max(plan.stages, key=lambda stage: stage.blocks).index
+    own = [phase for phase in phases if phase.stage == stage and phase.batch == 0]
+    names = list(dict.fromkeys(phase.name for phase in own))
+    first = next((index for index, name in enumerate(names) if "Embed" not in name), 0)
+    shown = set(names[first : first + _nodes_of_a_block(plan)])
+    own = [phase for phase in own if phase.name in shown]
+    start, end = own[0].start, own[-1].start + own[-1].duration
+    unit, factor = _unit(end - start)
+    for phase in own:
+        span = ((phase.start - start) * factor, phase.duration * factor)
+        axis.broken_barh([span], (-0.4, 0.8), facecolors=TIME[phase.kind], edgecolor="white", linewidth=0.3)
+    _name_nodes(axis, own, start, end, factor)
+    axis.set_ylim(-0.6, 2.2)
+    axis.set_yticks([])
+    axis.spines["left"].set_visible(False)
+    axis.set_xlim(0, (end - start) * factor)
+    axis.set_xlabel(f"time, {unit}")
+    axis.set_title(f"The first nodes of stage {stage}, closer", fontsize=11)
+
+
+def _nodes_of_a_block(plan: Plan) -> int:
+    """About one block's nodes, the embedding's included."""
+    blocks = plan.replica.token.blocks
+    return min(DETAIL, 4 + sum(op.work is not None for op in blocks[-1].ops))
+
+
+def _name_nodes(axis: Any, phases: list[Phase], start: float, end: float, factor: float) -> None:
+    """Writes the names of nodes that take long enough to have room for one."""
+    spans: dict[str, tuple[float, float]] = {}
+    for phase in phases:
+        low, _ = spans.get(phase.name, (phase.start, 0.0))
+        spans[phase.name] = (low, phase.start + phase.duration)
+    last = -1.0
+    for name, (low, high) in spans.items():
+        middle = (low + high) / 2 - start
+        if middle - last < 0.022 * (end - start) or high - low < 0.012 * (end - start):
+            continue
+        last = middle
+        axis.text(middle * factor, 0.5, _short(name), rotation=40, fontsize=8, ha="left", va="bottom")
+
+
+def _short(name: str) -> str:
+    parts = [part for part in name.split("/") if not part.startswith(("layers.", "h.", "model", "transformer"))]
+    return "/".join(parts[-2:])
