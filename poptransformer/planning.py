@@ -61,7 +61,7 @@ def find_config(name: str, cache_dir: str | None = None) -> HFConfig:
     shipped = shipped_configs()
     by_last_part = {key.rpartition("/")[2]: key for key in shipped}
     known = shipped.get(name) or shipped.get(by_last_part.get(name.rpartition("/")[2], ""))
-    if known is not None and not path.exists():
+    if known is not None and not path.is_file():
         return HFConfig.from_file(known)
     return open_checkpoint(name, cache_dir=cache_dir).config
 

@@ -133,7 +133,7 @@ def explain_failure(whole: Plan, rejected: dict[int, str]) -> str:
     nbytes = sum(stage.weight_bytes for stage in whole.stages)
     text = (
         f"No plan fits: the weights take {nbytes / 1e9:,.1f} GB, the SRAM of {nbytes / device.ipu_bytes:,.1f} IPUs; "
-        f"{device.name.upper()} links at most {device.max_ipus} {_noun(device)}. Try precision int4, fp8 or int8, a "
-        "smaller model.max_length, or a larger device."
+        f"{device.name.upper()} links at most {device.max_ipus} {_noun(device)}. Try a precision of fewer "
+        "bits, a smaller model.max_length, or a larger device."
     )
     return text + "".join(f" Not tried: {reason}." for reason in list(rejected.values())[:1])

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import dataclasses
+import heapq
 from collections.abc import Iterator
 
 from poptransformer.ipu.cost import cost
-from poptransformer.ipu.cycles import KINDS, Cycles
+from poptransformer.ipu.cycles import Cycles
 from poptransformer.ipu.memory import liveness
 from poptransformer.ipu.plan import Plan, Stage
 from poptransformer.ipu.segments import Segment, Segments
@@ -48,39 +49,47 @@ def segments_of(plan: Plan, stage: Stage, step: Segments | None = None) -> list[
 def timeline(plan: Plan) -> list[Phase]:
     """Returns the phases of one token, node by node; for a pipeline, of one token of each batch in flight.
 
-    A tied head runs on the first stage when the last one is done.
+    A stage takes what comes first. A tied head runs on the first stage when the last one is done.
     """
-    batches = len(plan.stages) if plan.is_pipelined else 1
+    visits = _visits(plan)
     free = [0.0] * len(plan.stages)
+    waiting = [(0.0, batch, 0) for batch in range(len(plan.stages) if plan.is_pipelined else 1)]
     phases: list[Phase] = []
-    for batch in range(batches):
-        now = 0.0
-        for index, parts in _visits(plan):
-            now = max(now, free[index])
-            for name, cycles in parts:
-                for kind in ("sync", "exchange", "compute", "link"):  # of a step: wait, exchange, compute
-                    duration = plan.device.seconds(getattr(cycles, kind))
-                    if duration:
-                        phases.append(Phase(index, batch, kind, now, duration, name))
-                        now += duration
-            free[index] = now
+    while waiting:
+        ready, batch, visit = heapq.heappop(waiting)
+        stage, parts = visits[visit]
+        own = list(_phases(plan, stage, batch, max(ready, free[stage]), parts))
+        phases += own
+        free[stage] = own[-1].start + own[-1].duration if own else ready
+        if visit + 1 < len(visits):
+            heapq.heappush(waiting, (free[stage], batch, visit + 1))
     return phases
 
 
-def _visits(plan: Plan) -> Iterator[tuple[int, list[tuple[str, Cycles]]]]:
+def _phases(plan: Plan, stage: int, batch: int, start: float, parts: list[tuple[str, Cycles]]) -> Iterator[Phase]:
+    """Nodes one after the other; of each, a tile waits, receives, then computes."""
+    for name, cycles in parts:
+        for kind in ("sync", "exchange", "compute", "link"):
+            duration = plan.device.seconds(getattr(cycles, kind))
+            if duration:
+                yield Phase(stage, batch, kind, start, duration, name)
+                start += duration
+
+
+def _visits(plan: Plan) -> list[tuple[int, list[tuple[str, Cycles]]]]:
     """The stages that a token comes to, with the cycles of each node and of the way on."""
+    visits = []
     head: list[tuple[str, Cycles]] = []
     for stage in plan.stages:
-        parts = []
+        parts: list[tuple[str, Cycles]] = []
         for segment in segments_of(plan, stage):
             costs = [(op.name, cost(plan.device, op.work, plan.replica.numbers)) for op in segment.ops if op.work]
             is_later = segment is plan.replica.token.after and stage.index == 0 and len(plan.stages) > 1
             (head if is_later else parts).extend(costs)
         if len(plan.stages) > 1:
             parts.append(("to the next stage", stage.hop))
-        yield stage.index, parts
-    if head:
-        yield 0, head
+        visits.append((stage.index, parts))
+    return [*visits, (0, head)] if head else visits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,11 +121,3 @@ def levels(plan: Plan, stage: Stage, step: Segments) -> list[Level]:
             bytes_ = {**stage.memory, "activations": moment.activations, "partials": moment.partials}
             found.append(Level(moment.name, segment.name, bytes_))
     return found
-
-
-def by_kind(phases: list[Phase], stages: int) -> list[dict[str, float]]:
-    """Returns seconds by kind for each stage."""
-    sums = [dict.fromkeys(KINDS, 0.0) for _ in range(stages)]
-    for phase in phases:
-        sums[phase.stage][phase.kind] += phase.duration
-    return sums

@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from poptransformer.ipu.explain import describe
-from poptransformer.ipu.pictures.style import TIME, TIME_WORDS, note, picture
+from poptransformer.ipu.pictures.style import TIME, TIME_WORDS, picture
 from poptransformer.ipu.plan import Plan
-from poptransformer.ipu.timeline import Phase, timeline
-
-DETAIL = 60  # nodes of the lower part: a few blocks, wide enough to see each phase
+from poptransformer.ipu.timeline import Phase, segments_of, timeline
 
 
 def draw_gantt(path: Path, plan: Plan, name: str) -> None:
-    """Draws one row for each stage over the time of a token, and below the first phases of the busiest stage."""
+    """Draws one row for each stage over the time of a token, and below one block, closer."""
     phases = timeline(plan)
     stages = len(plan.stages)
     height = 4.2 + max(1.6, min(9.0, 0.32 * stages))
@@ -29,8 +27,7 @@ def draw_gantt(path: Path, plan: Plan, name: str) -> None:
         figure.suptitle(f"{name} on {plan.device.name}: phases of one token")
         shown = [kind for kind in TIME if any(phase.kind == kind for phase in phases)]
         handles = [_patch(kind) for kind in shown]
-        figure.legend(handles, [TIME_WORDS[kind] for kind in shown], loc="outside upper right", ncols=4, frameon=False)
-        note(figure, "Times of decoding are unvalidated: no public measurement of a token on an IPU exists.")
+        figure.legend(handles, [TIME_WORDS[kind] for kind in shown], loc="outside lower center", ncols=4, frameon=False)
 
 
 def _title(plan: Plan) -> str:
@@ -65,35 +62,28 @@ def _draw_rows(axis: Any, phases: list[Phase], stages: int, factor: float) -> No
     axis.set_ylim(stages - 0.4, -0.6)
     step = max(1, -(-stages // 20))
     axis.set_yticks(range(0, stages, step))
-    axis.set_xlim(0, None)
+    axis.set_xlim(0, max(phase.start + phase.duration for phase in phases) * factor)
 
 
 def _draw_detail(axis: Any, plan: Plan, phases: list[Phase]) -> None:
-    """The first nodes of the stage with most blocks, named."""
-    stage = max(plan.stages, key=lambda stage: stage.blocks).index
-    own = [phase for phase in phases if phase.stage == stage and phase.batch == 0]
-    names = list(dict.fromkeys(phase.name for phase in own))
-    first = next((index for index, name in enumerate(names) if "Embed" not in name), 0)
-    shown = set(names[first : first + _nodes_of_a_block(plan)])
-    own = [phase for phase in own if phase.name in shown]
+    """One block of the stage that has most of them, its nodes named."""
+    stage = max(plan.stages, key=lambda stage: stage.blocks)
+    segments = segments_of(plan, stage)
+    segment = next((segment for segment in segments if segment.name.startswith("block")), segments[0])
+    nodes = {op.name for op in segment.ops}
+    own = [phase for phase in phases if phase.stage == stage.index and phase.batch == 0 and phase.name in nodes]
     start, end = own[0].start, own[-1].start + own[-1].duration
     unit, factor = _unit(end - start)
     for phase in own:
         span = ((phase.start - start) * factor, phase.duration * factor)
         axis.broken_barh([span], (-0.4, 0.8), facecolors=TIME[phase.kind], edgecolor="white", linewidth=0.3)
     _name_nodes(axis, own, start, end, factor)
-    axis.set_ylim(-0.6, 2.2)
+    axis.set_ylim(-0.6, 2.6)
     axis.set_yticks([])
     axis.spines["left"].set_visible(False)
-    axis.set_xlim(0, (end - start) * factor)
-    axis.set_xlabel(f"time, {unit}")
-    axis.set_title(f"The first nodes of stage {stage}, closer", fontsize=11)
-
-
-def _nodes_of_a_block(plan: Plan) -> int:
-    """About one block's nodes, the embedding's included."""
-    blocks = plan.replica.token.blocks
-    return min(DETAIL, 4 + sum(op.work is not None for op in blocks[-1].ops))
+    axis.set_xlim(0, 1.08 * (end - start) * factor)
+    axis.set_xlabel(f"time, {unit}; times of decoding are unvalidated")
+    axis.set_title(f"{segment.name} on stage {stage.index}, closer", fontsize=11)
 
 
 def _name_nodes(axis: Any, phases: list[Phase], start: float, end: float, factor: float) -> None:
@@ -112,5 +102,8 @@ def _name_nodes(axis: Any, phases: list[Phase], start: float, end: float, factor
 
 
 def _short(name: str) -> str:
+    """The end of a node's name, without what all have in common."""
     parts = [part for part in name.split("/") if not part.startswith(("layers.", "h.", "model", "transformer"))]
+    if parts[-1] in ("all_reduce", "all_gather"):
+        return f"{parts[-3] if len(parts) > 2 else parts[0]} {parts[-1].replace('_', '-')}"
     return "/".join(parts[-2:])

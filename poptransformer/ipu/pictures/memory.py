@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from poptransformer.ipu.segments import Segments
 from poptransformer.ipu.timeline import Level, levels
 
 KIB = 1024
+STAYING = ("weights", "KV cache", "code")
+MOVING = ("activations", "partials")
 
 
 def draw_memory(path: Path, plan: Plan, name: str) -> None:
@@ -57,43 +60,51 @@ def _stage_ticks(axis: Any, plan: Plan) -> None:
 
 
 def draw_liveness(path: Path, plan: Plan, prompt: Segments, name: str) -> None:
-    """Draws the fullest stage's memory over the nodes of a prompt's step and of a token's."""
+    """Draws the fullest stage's memory over the nodes of a prompt's step, and what comes and goes for a token."""
     stage = plan.worst
-    workload = plan.replica.workload
+    limit = plan.device.tile_bytes / KIB
+    stays = sum(stage.memory[category] for category in STAYING) / KIB
     with picture(path, width=11.0, height=8.0, rows=2) as (figure, axes):
-        for axis, step, title in (
-            (axes[0], prompt, f"a prompt of {workload.prompt_tokens} tokens"),
-            (axes[1], plan.replica.token, "a token"),
-        ):
-            found = levels(plan, stage, step)
-            _draw_levels(axis, found, plan.device.tile_bytes / KIB)
-            axis.set_title(f"Stage {stage.index} ({stage.content}) while {title} is computed", fontsize=11)
-        figure.suptitle(f"{name} on {plan.device.name}: memory of the fullest tile over the steps")
+        for_prompt = levels(plan, stage, prompt)
+        _draw_levels(axes[0], for_prompt, (*STAYING, *MOVING))
+        axes[0].axhline(limit, color=LIMIT, linewidth=1.5, linestyle="--", label="limit")
+        axes[0].set_ylim(0, 1.14 * max(limit, max(sum(level.bytes.values()) for level in for_prompt) / KIB))
+        tokens = plan.replica.workload.prompt_tokens
+        axes[0].set_title(
+            f"Stage {stage.index} ({stage.content}): a prompt of {tokens} tokens, everything", fontsize=11
+        )
+        _draw_levels(axes[1], levels(plan, stage, plan.replica.token), MOVING)
+        axes[1].set_ylim(0, 1.25 * axes[1].get_ylim()[1])
+        axes[1].set_title(
+            f"A token: what comes and goes; weights, caches and code take another {stays:,.0f} of {limit:,.0f} KiB",
+            fontsize=11,
+        )
+        figure.suptitle(f"{name} on {plan.device.name}: memory of the fullest tile, node by node")
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
 
 
-def _draw_levels(axis: Any, found: list[Level], limit: float) -> None:
-    steps = range(len(found) + 1)
-    order = ("weights", "KV cache", "code", "activations", "partials")
-    series = [[level.bytes[category] / KIB for level in found] for category in order]
+def _draw_levels(axis: Any, found: list[Level], categories: Sequence[str]) -> None:
+    """Stacks categories over the nodes, names the segments and the fullest moment."""
+    series = [[level.bytes[category] / KIB for level in found] for category in categories]
     closed = [values + values[-1:] for values in series]
-    axis.stackplot(steps, closed, step="post", colors=[MEMORY[category] for category in order], labels=order)
-    axis.axhline(limit, color=LIMIT, linewidth=1.5, linestyle="--", label="limit")
+    steps = range(len(found) + 1)
+    axis.stackplot(steps, closed, step="post", colors=[MEMORY[category] for category in categories], labels=categories)
     axis.set_xlim(0, len(found))
-    axis.set_ylim(0, 1.1 * max(limit, max(sum(level.bytes.values()) for level in found) / KIB))
-    axis.set_ylabel("KiB")
+    axis.set_ylabel("KiB on the fullest tile")
     starts = [index for index in range(len(found)) if index == 0 or found[index].segment != found[index - 1].segment]
-    kept = starts[:: max(1, -(-len(starts) // 14))]
+    step = max(1, -(-len(starts) // 14))
+    room = 0.05 * len(found)
+    kept = [index for place, index in enumerate(starts) if place % step == 0 or place == len(starts) - 1]
+    kept = [index for index, after in zip(kept, [*kept[1:], len(found) + room], strict=True) if after - index >= room]
     axis.set_xticks(kept, [found[index].segment.replace("block ", "block\n") for index in kept], fontsize=8, ha="left")
-    peak = max(range(len(found)), key=lambda index: sum(found[index].bytes.values()))
-    top = sum(found[peak].bytes.values()) / KIB
-    label = "/".join(found[peak].name.split("/")[-2:])
+    sums = [sum(values) for values in zip(*series, strict=True)]
+    peak = max(range(len(found)), key=sums.__getitem__)
     is_right = peak > len(found) / 2
     axis.annotate(
-        f"most: {label}, {top:,.0f} KiB",
-        (peak + 0.5, top),
-        xytext=(-12 if is_right else 12, 8),
+        f"most: {'/'.join(found[peak].name.split('/')[-2:])}, {sums[peak]:,.1f} KiB",
+        (peak + 0.5, sums[peak]),
+        xytext=(-12 if is_right else 12, 9),
         textcoords="offset points",
         ha="right" if is_right else "left",
         fontsize=9,
