@@ -20,7 +20,7 @@ def draw_gantt(path: Path, plan: Plan, name: str) -> None:
     with picture(path, width=12.0, height=height, rows=2) as (figure, axes):
         unit, factor = _unit(max(phase.start + phase.duration for phase in phases))
         _draw_rows(axes[0], phases, stages, factor)
-        axes[0].set_ylabel("stage")
+        axes[0].set_ylabel("stage" if plan.replicas == 1 else f"stage ({plan.replicas} IPUs each)")
         axes[0].set_title(_title(plan), fontsize=11)
         axes[0].set_xlabel(f"time, {unit}")
         _draw_detail(axes[1], plan, phases)

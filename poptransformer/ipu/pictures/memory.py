@@ -38,7 +38,7 @@ def draw_memory(path: Path, plan: Plan, name: str) -> None:
         axis.set_xlim(-0.6, len(stages) - 0.4)
         _stage_ticks(axis, plan)
         axis.set_ylabel("KiB on the fullest tile")
-        axis.set_title(f"{name} on {plan.device.name}: memory per tile, {describe(plan)}")
+        axis.set_title(f"{name} on {plan.device.name}: memory per tile\n{describe(plan)}")
         figure.legend(
             *axis.get_legend_handles_labels(), loc="outside lower center", ncols=len(CATEGORIES), frameon=False
         )
