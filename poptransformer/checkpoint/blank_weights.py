@@ -26,7 +26,7 @@ class BlankStateDict(RandomStateDict):
 
     def __init__(self, dtype: np.dtype, source: str) -> None:
         super().__init__(0, 0.0, source)
-        self.dtype = dtype
+        self._stored_dtype = dtype
 
     def get_tensor(self, key: str, shape: Sequence[int] | None = None) -> np.ndarray:
         """Return zeros: one element, seen `shape` times.
@@ -35,7 +35,7 @@ class BlankStateDict(RandomStateDict):
             key: Its name.
             shape: Its shape; a layer that leaves it open gets one element.
         """
-        return np.broadcast_to(np.zeros((), self.dtype), tuple(shape or (1,)))
+        return np.broadcast_to(np.zeros((), self._stored_dtype), tuple(shape or (1,)))
 
     def __getitem__(self, key: str) -> np.ndarray:
         return self.get_tensor(key)

@@ -46,13 +46,16 @@ class Cycles:
 
     def __add__(self, other: Cycles) -> Cycles:
         return Cycles(
-            *(getattr(self, kind) + getattr(other, kind) for kind in KINDS),
-            temporary=max(self.temporary, other.temporary),
+            self.compute + other.compute,
+            self.exchange + other.exchange,
+            self.sync + other.sync,
+            self.link + other.link,
+            max(self.temporary, other.temporary),
         )
 
     def times(self, count: float) -> Cycles:
         """The same work `count` times."""
-        return Cycles(*(getattr(self, kind) * count for kind in KINDS), temporary=self.temporary)
+        return Cycles(self.compute * count, self.exchange * count, self.sync * count, self.link * count, self.temporary)
 
 
 FREE = Cycles()

@@ -58,7 +58,7 @@ def resnet50(batch: int, math: str = "fp16") -> list[Work]:
     bits = 8 if math == "fp8" else 16
     works: list[Work] = []
     for pixels, depth, channels, count in RESNET50:
-        layer = [Product(batch * pixels, depth, channels, bits, math), Vector(batch * pixels * channels)]
+        layer: list[Work] = [Product(batch * pixels, depth, channels, bits, math), Vector(batch * pixels * channels)]
         works += layer * count
     return works
 

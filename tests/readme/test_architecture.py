@@ -22,6 +22,7 @@ ALLOWED = {
     "checkpoint": set(),
     "graph": set(),
     "generation": set(),
+    "ipu": {"graph", "state"},
     "ops": {"graph"},
     "passes": {"graph", "quantization", "quantization_report", "recipe", "state"},
     "quantization": {"native"},
