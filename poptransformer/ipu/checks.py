@@ -114,11 +114,11 @@ def weights_note(precision: str, graph: StepGraph, checkpoint_bits: int) -> str 
         graph: the model.
         checkpoint_bits: bits of the weights that the checkpoint holds.
     """
-    bits = {stored.bits for stored in graph.stored.values()}
-    if not bits or checkpoint_bits in bits or min(checkpoint_bits, *bits) >= 16:
+    least = min((stored.bits for stored in graph.stored.values()), default=checkpoint_bits)
+    if least == checkpoint_bits or min(least, checkpoint_bits) >= 16:
         return None
     own = BITS.get(checkpoint_bits) or f"fp{checkpoint_bits}"
-    verb = "quantized" if min(bits) < checkpoint_bits else "unpacked"
+    verb = "quantized" if least < checkpoint_bits else "unpacked"
     return f"precision {precision} requested but weights are {own}: they are {verb} when the model is compiled"
 
 

@@ -21,6 +21,7 @@ ASSUMPTIONS = (
     "Weights lie as blocks of 16x16 elements, dealt out evenly to the tiles; caches are updated in place.",
     "A prompt is computed in one step; a token's attention reads the slots that the workload says.",
     "Replicas are tensor parallel: columns, then rows with an all-reduce, over a ring of IPU-Links.",
+    "Where replicas are more than key/value heads, caches are repeated; their projections count as divided.",
     "A pipeline has one batch in flight for each stage, and each stage keeps the caches of all of them.",
     "Code takes a fixed part of each tile and a part for each distinct op; neither is verified.",
 )
