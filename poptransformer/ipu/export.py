@@ -8,9 +8,11 @@ from typing import Any
 
 from poptransformer.ipu.cost import cost
 from poptransformer.ipu.explain import ASSUMPTIONS, footer
+from poptransformer.ipu.memory import footprint
 from poptransformer.ipu.plan import Plan, Stage
 from poptransformer.ipu.planner import Search
-from poptransformer.ipu.timeline import segments_of
+from poptransformer.ipu.segments import Segment
+from poptransformer.ipu.timeline import levels, segments_of
 from poptransformer.ipu.validation import rows
 
 SCHEMA_VERSION = 1
@@ -64,9 +66,19 @@ def op_json(plan: Plan) -> list[dict[str, Any]]:
                 if op.work is not None:
                     cycles = cost(plan.device, op.work, plan.replica.numbers)
                     work = {"kind": type(op.work).__name__, **dataclasses.asdict(op.work)}
+                    needs = footprint(plan.device, Segment(op.name, (op,)), plan.replica.numbers)
+                    stored = needs.bytes_per_tile(plan.device)
                     entry = {"segment": segment.name, "node": op.name, "work": work, "cycles": cycles.parts()}
-                    found.append(entry | {"how": cycles.how, "temporary_bytes": cycles.temporary})
+                    found.append(entry | {"how": cycles.how, "bytes_per_tile": stored})
     return found
+
+
+def liveness_json(plan: Plan) -> dict[str, Any]:
+    """Returns what comes and goes on the fullest stage while a token is computed, bytes of a tile, node by node."""
+    stage = plan.worst
+    found = levels(plan, stage, plan.replica.token)
+    nodes = [{"node": one.name, **{name: one.bytes[name] for name in ("activations", "partials")}} for one in found]
+    return {"stage": stage.index, "nodes": nodes}
 
 
 def report_json(name: str, objective: str, plan: Plan, found: Search, own: Plan | None, words: list[str]) -> Any:
@@ -101,4 +113,5 @@ def report_json(name: str, objective: str, plan: Plan, found: Search, own: Plan 
         "front": [plan_json(other) for other in found.front],
         "rejected_replicas": {str(count): reason for count, reason in found.rejected.items()},
         "ops": op_json(plan),
+        "liveness": liveness_json(plan),
     }

@@ -6,12 +6,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from poptransformer.errors import ConfigError
 from poptransformer.ipu.cost import hop_cost, host_cost
 from poptransformer.ipu.cycles import FREE, Cycles, total
 from poptransformer.ipu.device import Device
 from poptransformer.ipu.memory import Moment
 from poptransformer.ipu.stage import Replica, Unit, join
+from poptransformer.placement import check_sum
 
 TOKEN_BYTES = 4  # an id on its way to the next step
 
@@ -165,29 +165,6 @@ def evaluate(replica: Replica, layer_per_ipu: Sequence[int], is_pipelined: bool 
         stages.append(_stage(replica, index, len(layer_per_ipu), first, count, is_pipelined))
         first += count
     return Plan(replica, tuple(stages), is_pipelined)
-
-
-def check_sum(layer_per_ipu: Sequence[int], layers: int) -> None:
-    """Raises unless the numbers add up to the model's layers, and says what would.
-
-    Raises:
-        ConfigError: they do not.
-    """
-    if sum(layer_per_ipu) == layers and layer_per_ipu:
-        return
-    raise ConfigError(
-        f"layer_per_ipu sums to {sum(layer_per_ipu)}, model has {layers} layers; try {balanced(layer_per_ipu, layers)}"
-    )
-
-
-def balanced(layer_per_ipu: Sequence[int], layers: int) -> str:
-    """Spreads the layers over the stages that have some; those that are empty stay so."""
-    filled = [index for index, count in enumerate(layer_per_ipu) if count > 0] or list(range(len(layer_per_ipu) or 1))
-    counts = [0] * max(1, len(layer_per_ipu))
-    share, rest = divmod(layers, len(filled))
-    for place, index in enumerate(filled):
-        counts[index] = share + (place >= len(filled) - rest)
-    return "[" + ",".join(map(str, counts)) + "]"
 
 
 def units_of(replica: Replica, index: int, stages: int, first: int, count: int) -> list[Unit]:

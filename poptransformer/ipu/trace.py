@@ -136,6 +136,9 @@ class _Tracer:
         size = self._size(value)
         if size is not None:
             return size
+        shape = self._weight_shape(node)
+        if shape is not None and activations:
+            return (self._size(activations[0]) or 0) // shape[0] * shape[1]
         found = max((self._size(given) or 0 for given in activations), default=0)
         return found // len(node.outputs) if node.op_type == "Split" else found
 
@@ -170,14 +173,22 @@ class _Tracer:
 
     def _product(self, node: ir.Node, elements: int) -> Product:
         x, weight = _operand(node, 0), _operand(node, 1)
-        depth = self._last(x)
-        columns = max(1, self._last(node.outputs[0]))
+        depth, columns = self._weight_shape(node) or (self._last(x), max(1, self._last(node.outputs[0])))
         rows = max(1, elements // columns)
         if weight.name not in self.constants:
             groups = max(1, (self._size(weight) or depth * columns) // (depth * columns))
             return Product(max(1, rows // groups), depth, columns, 0, self.numbers.math, groups)
         found = self._stored(node, weight)
         return Product(rows, depth, columns, found.bits, found.math)
+
+    def _weight_shape(self, node: ir.Node) -> tuple[int, int] | None:
+        """Depth and columns of a product with a weight; None for other nodes."""
+        if node.op_type not in PRODUCTS or not _operand(node, 1).is_initializer():
+            return None
+        if "columns" in node.attributes:
+            return self._last(_operand(node, 0)), node.attributes["columns"].as_int()
+        rows, columns = _matrix_shape(_operand(node, 1))
+        return (columns, rows) if node.op_type == "Linear" else (rows, columns)
 
     def _attention(self, node: ir.Node) -> Attention:
         heads, kv_heads = node.attributes["num_heads"].as_int(), node.attributes["num_kv_heads"].as_int()

@@ -25,7 +25,6 @@ from poptransformer.config import (
 )
 from poptransformer.errors import ConfigError, PopTransformerError
 from poptransformer.ipu.device import Device, load_device
-from poptransformer.sessions import Session
 from poptransformer.utils import automatic
 from poptransformer.utils.logging import runtime_severity, set_up_logging
 from poptransformer.utils.targets import check_target, takes
@@ -77,7 +76,7 @@ def prepare_model_session(config: DictConfig | Mapping[str, Any]) -> tuple[Any, 
         model = _instantiate(checked.model)
         session = _instantiate(checked.session)
         session.compile(model)
-    if checked.device is not None and isinstance(session, Session):
+    if checked.device is not None and hasattr(session, "notes"):
         session.notes.append(lambda: automatic.short_report(checked))
     return session, model
 

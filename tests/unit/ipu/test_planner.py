@@ -13,10 +13,11 @@ import pytest
 from poptransformer.errors import ConfigError
 from poptransformer.ipu.device import Device, load_device
 from poptransformer.ipu.divide import Division, bottleneck
-from poptransformer.ipu.plan import Plan, balanced, evaluate
+from poptransformer.ipu.plan import Plan, evaluate
 from poptransformer.ipu.planner import Search, fixed_stages, search
 from poptransformer.ipu.segments import Segment
 from poptransformer.ipu.stage import Replica, Workload
+from poptransformer.placement import balanced
 from poptransformer.planning import build_model
 from poptransformer.recipe import Recipe
 from tests.unit.ipu import works
