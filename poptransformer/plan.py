@@ -117,9 +117,8 @@ def draw_pictures(folder: Path, checked: CheckedConfig, planned: Planned) -> lis
     from poptransformer.ipu import pictures
 
     plan, name = planned.chosen, planned.model.name
-    prompt = planned.model.graph.segments(planned.workload.prompt(plan.replicas))
     pictures.draw_memory(folder / "memory.png", plan, name)
-    pictures.draw_liveness(folder / "liveness.png", plan, prompt, name)
+    pictures.draw_liveness(folder / "liveness.png", plan, name)
     pictures.draw_gantt(folder / "timeline.png", plan, name)
     names = ["memory.png", "liveness.png", "timeline.png"]
     if checked.plan.sweep:

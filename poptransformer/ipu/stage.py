@@ -76,6 +76,7 @@ class Replica:
         numbers: formats.
         workload: what is run.
         token: the segments of a token's step.
+        prompt: those of a prompt's.
         before: embedding.
         blocks: decoder blocks.
         after: head, with a table of its own.
@@ -87,6 +88,7 @@ class Replica:
     numbers: Numbers
     workload: Workload
     token: Segments
+    prompt: Segments
     before: Unit
     blocks: tuple[Unit, ...]
     after: Unit
@@ -127,6 +129,7 @@ def make_replica(graph: StepGraph, device: Device, workload: Workload, replicas:
         numbers=graph.numbers,
         workload=workload,
         token=token,
+        prompt=prompt,
         before=unit(token.before, prompt.before),
         blocks=tuple(blocks),
         after=unit(token.after, prompt.after),

@@ -36,7 +36,7 @@ class Phase:
 
 
 def segments_of(plan: Plan, stage: Stage, step: Segments | None = None) -> list[Segment]:
-    """Returns the segments on a stage, in the order that they run."""
+    """Returns the segments on a stage, in the order that they run; of a token's step unless told otherwise."""
     step = step or plan.replica.token
     found = list(step.blocks[stage.first : stage.first + stage.blocks])
     if stage.has_embedding:
@@ -46,12 +46,16 @@ def segments_of(plan: Plan, stage: Stage, step: Segments | None = None) -> list[
     return found
 
 
-def timeline(plan: Plan) -> list[Phase]:
+def timeline(plan: Plan, of_prompt: bool = False) -> list[Phase]:
     """Returns the phases of one token, node by node; for a pipeline, of one token of each batch in flight.
 
     A stage takes what comes first. A tied head runs on the first stage when the last one is done.
+
+    Args:
+        plan: the plan.
+        of_prompt: the phases of a prompt's step in place of a token's.
     """
-    visits = _visits(plan)
+    visits = _visits(plan, plan.replica.prompt if of_prompt else plan.replica.token)
     free = [0.0] * len(plan.stages)
     waiting = [(0.0, batch, 0) for batch in range(len(plan.stages) if plan.is_pipelined else 1)]
     phases: list[Phase] = []
@@ -76,18 +80,19 @@ def _phases(plan: Plan, stage: int, batch: int, start: float, parts: list[tuple[
                 start += duration
 
 
-def _visits(plan: Plan) -> list[tuple[int, list[tuple[str, Cycles]]]]:
+def _visits(plan: Plan, step: Segments) -> list[tuple[int, list[tuple[str, Cycles]]]]:
     """The stages that a token comes to, with the cycles of each node and of the way on."""
     visits = []
     head: list[tuple[str, Cycles]] = []
     for stage in plan.stages:
         parts: list[tuple[str, Cycles]] = []
-        for segment in segments_of(plan, stage):
+        for segment in segments_of(plan, stage, step):
             costs = [(op.name, cost(plan.device, op.work, plan.replica.numbers)) for op in segment.ops if op.work]
-            is_later = segment is plan.replica.token.after and stage.index == 0 and len(plan.stages) > 1
+            is_later = segment is step.after and stage.index == 0 and len(plan.stages) > 1
             (head if is_later else parts).extend(costs)
         if len(plan.stages) > 1:
-            parts.append(("to the next stage", stage.hop))
+            hop = stage.prompt_hop if step is plan.replica.prompt else stage.hop
+            parts.append(("to the next stage", hop))
         visits.append((stage.index, parts))
     return [*visits, (0, head)] if head else visits
 

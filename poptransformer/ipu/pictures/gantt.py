@@ -13,29 +13,26 @@ from poptransformer.ipu.timeline import Phase, segments_of, timeline
 
 
 def draw_gantt(path: Path, plan: Plan, name: str) -> None:
-    """Draws one row for each stage over the time of a token, and below one block, closer."""
+    """Draws one row for each stage over the time of a prompt and of a token, and below one block, closer."""
     phases = timeline(plan)
-    stages = len(plan.stages)
-    height = 4.2 + max(1.6, min(9.0, 0.32 * stages))
-    with picture(path, width=12.0, height=height, rows=2) as (figure, axes):
-        unit, factor = _unit(max(phase.start + phase.duration for phase in phases))
-        _draw_rows(axes[0], phases, stages, factor)
-        axes[0].set_ylabel("stage" if plan.replicas == 1 else f"stage ({plan.replicas} IPUs each)")
-        axes[0].set_title(_title(plan), fontsize=11)
-        axes[0].set_xlabel(f"time, {unit}")
-        _draw_detail(axes[1], plan, phases)
-        figure.suptitle(f"{name} on {plan.device.name}: phases of one token")
+    height = 5.4 + 2 * max(1.2, min(6.0, 0.3 * len(plan.stages)))
+    with picture(path, width=12.0, height=height, rows=3) as (figure, axes):
+        tokens = plan.replica.workload.prompt_tokens
+        _draw_rows(axes[0], timeline(plan, of_prompt=True), plan)
+        axes[0].set_title(f"A prompt of {tokens} token{'s' if tokens > 1 else ''}", fontsize=11)
+        _draw_rows(axes[1], phases, plan)
+        axes[1].set_title(f"A token; its times are unvalidated. {_manner(plan)}", fontsize=11)
+        _draw_detail(axes[2], plan, phases)
+        figure.suptitle(f"{name} on {plan.device.name}: who works when, {describe(plan)}")
         shown = [kind for kind in TIME if any(phase.kind == kind for phase in phases)]
         handles = [_patch(kind) for kind in shown]
         figure.legend(handles, [TIME_WORDS[kind] for kind in shown], loc="outside lower center", ncols=4, frameon=False)
 
 
-def _title(plan: Plan) -> str:
+def _manner(plan: Plan) -> str:
     if plan.is_pipelined:
-        return f"{describe(plan)}, a token of each of {len(plan.stages)} batches in flight"
-    if len(plan.stages) == 1:
-        return describe(plan)
-    return f"{describe(plan)}, one after the other: a stage waits while the others work"
+        return f"{len(plan.stages)} batches are in flight; one token of each is shown."
+    return "" if len(plan.stages) == 1 else "A stage waits while the others work."
 
 
 def _patch(kind: str) -> Any:
@@ -49,7 +46,11 @@ def _unit(seconds: float) -> tuple[str, float]:
     return ("ms", 1e3) if seconds >= 1e-3 else ("µs", 1e6)
 
 
-def _draw_rows(axis: Any, phases: list[Phase], stages: int, factor: float) -> None:
+def _draw_rows(axis: Any, phases: list[Phase], plan: Plan) -> None:
+    """One row for each stage."""
+    stages = len(plan.stages)
+    end = max(phase.start + phase.duration for phase in phases)
+    unit, factor = _unit(end)
     for kind, colour in TIME.items():
         for stage in range(stages):
             bars = [
@@ -62,7 +63,9 @@ def _draw_rows(axis: Any, phases: list[Phase], stages: int, factor: float) -> No
     axis.set_ylim(stages - 0.4, -0.6)
     step = max(1, -(-stages // 20))
     axis.set_yticks(range(0, stages, step))
-    axis.set_xlim(0, max(phase.start + phase.duration for phase in phases) * factor)
+    axis.set_xlim(0, end * factor)
+    axis.set_xlabel(f"time, {unit}")
+    axis.set_ylabel("stage" if plan.replicas == 1 else f"stage ({plan.replicas} IPUs)")
 
 
 def _draw_detail(axis: Any, plan: Plan, phases: list[Phase]) -> None:
@@ -82,8 +85,8 @@ def _draw_detail(axis: Any, plan: Plan, phases: list[Phase]) -> None:
     axis.set_yticks([])
     axis.spines["left"].set_visible(False)
     axis.set_xlim(0, 1.08 * (end - start) * factor)
-    axis.set_xlabel(f"time, {unit}; times of decoding are unvalidated")
-    axis.set_title(f"{segment.name} on stage {stage.index}, closer", fontsize=11)
+    axis.set_xlabel(f"time, {unit}")
+    axis.set_title(f"{segment.name} on stage {stage.index}, a token, closer", fontsize=11)
 
 
 def _name_nodes(axis: Any, phases: list[Phase], start: float, end: float, factor: float) -> None:

@@ -11,7 +11,6 @@ from poptransformer.ipu.explain import describe
 from poptransformer.ipu.memory import CATEGORIES
 from poptransformer.ipu.pictures.style import LIMIT, MEMORY, picture
 from poptransformer.ipu.plan import Plan
-from poptransformer.ipu.segments import Segments
 from poptransformer.ipu.timeline import Level, levels
 
 KIB = 1024
@@ -59,13 +58,13 @@ def _stage_ticks(axis: Any, plan: Plan) -> None:
     axis.set_xlabel("stage, one IPU of each replica")
 
 
-def draw_liveness(path: Path, plan: Plan, prompt: Segments, name: str) -> None:
+def draw_liveness(path: Path, plan: Plan, name: str) -> None:
     """Draws the fullest stage's memory over the nodes of a prompt's step, and what comes and goes for a token."""
     stage = plan.worst
     limit = plan.device.tile_bytes / KIB
     stays = sum(stage.memory[category] for category in STAYING) / KIB
     with picture(path, width=11.0, height=8.0, rows=2) as (figure, axes):
-        for_prompt = levels(plan, stage, prompt)
+        for_prompt = levels(plan, stage, plan.replica.prompt)
         _draw_levels(axes[0], for_prompt, (*STAYING, *MOVING))
         axes[0].axhline(limit, color=LIMIT, linewidth=1.5, linestyle="--", label="limit")
         axes[0].set_ylim(0, 1.14 * max(limit, max(sum(level.bytes.values()) for level in for_prompt) / KIB))

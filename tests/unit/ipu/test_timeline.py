@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from poptransformer.ipu.cost import host_cost
 from poptransformer.ipu.device import load_device
 from poptransformer.ipu.pictures import Variant, draw_gantt, draw_liveness, draw_memory, draw_sweep
 from poptransformer.ipu.plan import Plan, evaluate
@@ -35,6 +36,14 @@ def test_a_token_takes_the_plans_latency(raw: dict[str, object], stages: list[in
     assert max(phase.start + phase.duration for phase in phases) == pytest.approx(plan.latency)
     for kind, cycles in plan.token.parts().items():
         assert sum(p.duration for p in phases if p.kind == kind) == pytest.approx(C600.seconds(cycles))
+
+
+@pytest.mark.parametrize("raw", [LLAMA, GPT2], ids=["llama", "gpt2"])
+def test_a_prompt_takes_the_plans_time_but_for_the_upload(raw: dict[str, object]) -> None:
+    plan = plan_of(raw, [2, 4])
+    upload = host_cost(C600, 4 * WORKLOAD.batch * WORKLOAD.prompt_tokens).total
+    end = max(phase.start + phase.duration for phase in timeline(plan, of_prompt=True))
+    assert end == pytest.approx(C600.seconds(plan.prompt.total - upload))
 
 
 @pytest.mark.parametrize("raw", [LLAMA, GPT2], ids=["llama", "gpt2"])
@@ -68,7 +77,7 @@ def is_picture(path: Path) -> bool:
 def test_pictures_of_a_plan(tmp_path: Path, stages: list[int], is_pipelined: bool, replicas: int) -> None:
     plan = plan_of(LLAMA, stages, is_pipelined, replicas)
     draw_memory(tmp_path / "memory.png", plan, "small")
-    draw_liveness(tmp_path / "liveness.png", plan, plan.replica.token, "small")
+    draw_liveness(tmp_path / "liveness.png", plan, "small")
     draw_gantt(tmp_path / "timeline.png", plan, "small")
     assert all(is_picture(path) for path in tmp_path.iterdir())
 

@@ -44,6 +44,7 @@ def replica_of(
         HALF,
         workload or Workload(),
         token,
+        token,
         unit(before),
         tuple(unit(block) for block in blocks),
         unit(after),
