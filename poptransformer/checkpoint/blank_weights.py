@@ -12,6 +12,7 @@ import numpy as np
 from poptransformer.checkpoint.checkpoint import Checkpoint
 from poptransformer.checkpoint.hf_config import HFConfig
 from poptransformer.checkpoint.random_weights import RandomStateDict
+from poptransformer.checkpoint.state_dict import LazyTensor, StateDict, TensorLike
 
 _DTYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
@@ -35,7 +36,15 @@ class BlankStateDict(RandomStateDict):
             key: Its name.
             shape: Its shape; a layer that leaves it open gets one element.
         """
+        if shape is None and key in self._tensors:
+            shape = self._tensors[key].shape
         return np.broadcast_to(np.zeros((), self._stored_dtype), tuple(shape or (1,)))
+
+    def updated(self, tensors: Mapping[str, TensorLike]) -> StateDict:
+        """Return blank weights that know the given ones' shapes; their values are not wanted."""
+        other = BlankStateDict(self._stored_dtype, self.source)
+        other._tensors = {**self._tensors, **{key: LazyTensor.wrap(value) for key, value in tensors.items()}}
+        return other
 
     def __getitem__(self, key: str) -> np.ndarray:
         return self.get_tensor(key)
