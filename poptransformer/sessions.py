@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,7 @@ class Performance:
         new_tokens: generated tokens of all rows.
         decode_step: steps, the longest row's tokens.
         latency_ms: whole run, prefill included, in milliseconds.
+        notes: lines to show beside them.
     """
 
     batch_size: int
@@ -49,6 +50,7 @@ class Performance:
     new_tokens: int
     decode_step: int
     latency_ms: float
+    notes: tuple[str, ...] = ()
 
     @property
     def latency_per_token_ms(self) -> float:
@@ -110,6 +112,7 @@ class Session:
         prefix = str(self.profile_folder / "onnxruntime") if self.profile_folder else None
         self.settings = SessionSettings(threads=threads, profile_prefix=prefix, log_severity=log_severity)
         self.anchor_arrays: dict[str, np.ndarray] = {}
+        self.notes: list[Callable[[], Sequence[str]]] = []  # made when the performance is asked for
         self._performance: Performance | None = None
         self._model: HFDecBaseModel | None = None
         self._engine: Engine | None = None
@@ -184,7 +187,8 @@ class Session:
         """Returns the figures of the last run."""
         if self._performance is None:
             raise PopTransformerError("Nothing has run yet; call session.run or use up session.stream first.")
-        return self._performance
+        notes = tuple(line for note in self.notes for line in note())
+        return dataclasses.replace(self._performance, notes=notes)
 
     def save(self, folder: str | Path) -> Path:
         """Writes the portable artefact, see `poptransformer.runtime.artefact`."""

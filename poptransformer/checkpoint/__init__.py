@@ -5,6 +5,7 @@ Importing this package imports numpy and nothing heavier; what a format needs is
 opened.
 """
 
+from poptransformer.checkpoint.blank_weights import blank_checkpoint
 from poptransformer.checkpoint.checkpoint import Checkpoint, save_checkpoint_files
 from poptransformer.checkpoint.errors import (
     CheckpointError,
@@ -39,6 +40,7 @@ __all__ = [
     "Tokenizer",
     "TokenizerError",
     "UnsupportedCheckpointError",
+    "blank_checkpoint",
     "open_checkpoint",
     "open_checkpoint_files",
     "packed_rows",

@@ -25,6 +25,7 @@ from poptransformer.checkpoint import (
 )
 from poptransformer.errors import ConfigError, GraphError
 from poptransformer.graph import Graph
+from poptransformer.placement import check_sum
 from poptransformer.step import StateSpec, Step
 from poptransformer.utils.progress import progress
 
@@ -287,11 +288,7 @@ class HFModel:
                 f"layer_per_ipu must hold numbers of layers, 0 or more, that add up to {self.num_layers}, "
                 f"found {list(placed)}."
             )
-        if sum(placed) != self.num_layers:
-            raise ConfigError(
-                f"layer_per_ipu {list(placed)} places {sum(placed)} layers, but the model has {self.num_layers}. "
-                f"Make the numbers add up to {self.num_layers}, or set model.layer_per_ipu=null for one IPU."
-            )
+        check_sum(placed, self.num_layers)
 
     # -- inputs and outputs -------------------------------------------------------------------------------------
 

@@ -66,6 +66,7 @@ def log_performance(performance: Any) -> None:
         f"max_length: {performance.max_length}, decode_step: {performance.decode_step}",
         f"Latency per token: {performance.latency_per_token_ms:.3f} ms/token",
         f"Throughput: {performance.throughput:.3f} token/s, Total Latency: {performance.latency_ms:.3f} ms",
+        *performance.notes,
     )
     for line in lines:
         logger.info(line)

@@ -22,11 +22,12 @@ ALLOWED = {
     "checkpoint": set(),
     "graph": set(),
     "generation": set(),
+    "ipu": {"graph", "placement", "state"},
     "ops": {"graph"},
     "passes": {"graph", "quantization", "quantization_report", "recipe", "state"},
     "quantization": {"native"},
     "layers": {"ops", "step", "build", "graph", "checkpoint"},
-    "models": {"layers", "ops", "step", "build", "graph", "checkpoint", "utils"},
+    "models": {"layers", "ops", "step", "build", "graph", "checkpoint", "placement", "utils"},
 }
 
 

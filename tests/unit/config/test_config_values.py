@@ -67,7 +67,7 @@ def test_base_config_is_a_copy() -> None:
             "global_args.batch_size must be an integer of at least 1, found 0 (int)",
         ),
         (GlobalArgs, "batch_size", True, "must be an integer of at least 1, found True (bool)"),
-        (GlobalArgs, "num_replicas", 1.0, "must be an integer of at least 1, found 1.0 (float)"),
+        (GlobalArgs, "num_replicas", 1.0, "must be an integer of at least 1, or auto, found 1.0 (float)"),
         (
             GlobalArgs,
             "enable_pipeline",

@@ -143,5 +143,5 @@ def test_a_session_compiles_models_in_turn() -> None:
 
 def test_placement_must_add_up() -> None:
     for placement in ([1], [1, 2], [3, 0]):
-        with pytest.raises(ConfigError, match=r"layer_per_ipu .* places .* but the model has 2"):
+        with pytest.raises(ConfigError, match=r"layer_per_ipu sums to \d, model has 2 layers; try \["):
             session(layer_per_ipu=placement)
