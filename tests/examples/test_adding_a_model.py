@@ -259,7 +259,7 @@ def test_its_layers_are_fused_like_ours(saved: Path, precision: str) -> None:
         np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
     ops = collections.Counter(node.op_type for node in fused.runtime.compiled.model.graph)
     assert (ops["FusedLinear"], ops["RotaryCachedAttention"]) == (3 * 4 + 1, 3)
-    # Activations are rounded once for all that reads them, so fp8's norms stand alone; the one before the head does not.
+    # Activations are rounded once for all that reads them, so fp8's norms stand alone, but for the head's.
     assert ops["LayerNormalization"] == (6 if precision == "fp8" else 0)
     assert not ops.keys() & {"MatMul", "Linear", "QuantizedLinear", "Gelu", "RotaryEmbedding", "CachedAttention"}
 

@@ -120,14 +120,12 @@ def _rows(batch: int) -> Rows:
     return Rows(settings, np.zeros((batch, 1), np.int64), np.ones(batch, np.int64))
 
 
-@pytest.mark.parametrize(
-    ("case", "size"), [(c, {"float32": 4, "float16": 2, "uint8": 1}[d]) for c, d in CASES], ids=str
-)
-def test_caches_take_half_and_a_quarter_of_the_memory(root: Path, case: Case, size: int) -> None:
+@by_case
+def test_caches_take_half_and_a_quarter_of_the_memory(root: Path, case: Case, dtype: str) -> None:
     """Steps and streams allocate what the dtype says, and once: present and past are one buffer."""
     runtime = load(checkpoint("llama-gqa", root)[1], case).runtime
     layers, heads, head_dim, batch, slots = 2, 2, 8, 3, 4096
-    expected = 2 * layers * batch * heads * slots * head_dim * size
+    expected = 2 * layers * batch * heads * slots * head_dim * {"float32": 4, "float16": 2, "uint8": 1}[dtype]
     rows = _rows(batch)
     _ = runtime.step_session, runtime.decoder_session
     for make in (lambda: runtime.start(batch, slots), lambda: runtime.start_tokens(rows, slots)):
