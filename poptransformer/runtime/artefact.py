@@ -175,6 +175,6 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         if found == FORMAT:
             tables = {name: dict(manifest[name]) for name in ("files", "sha256")}
             return {**tables, "model": ModelInfo.from_json(manifest["model"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise PopTransformerError(f"{folder / MANIFEST} cannot be read: {error}. Save the model again.") from error
     raise PopTransformerError(f"{folder} has format {found}, this version reads format {FORMAT}. Save the model again.")
