@@ -35,6 +35,8 @@ class ModelInfo:
         vocab_size: V.
         stop_token_ids: ids that end an answer.
         states: what one step hands to the next.
+        model_type: how it was built, `shard` or `tp`.
+        fuse: whether nodes were put together that one kernel computes.
         quantization: the details by which weights were quantized; keys of `QuantizationConfig`.
         report: what became of each weight matrix.
     """
@@ -46,6 +48,8 @@ class ModelInfo:
     vocab_size: int
     stop_token_ids: tuple[int, ...]
     states: tuple[StateSpec, ...]
+    model_type: str = "shard"
+    fuse: bool = True
     quantization: dict[str, Any] = dataclasses.field(default_factory=dict)
     report: QuantizationReport = QuantizationReport()
 
@@ -136,6 +140,8 @@ def compile_model(
         vocab_size=_vocab_size(model),
         stop_token_ids=stop_token_ids(model),
         states=states,
+        model_type=model.build.model_type,
+        fuse=fuse,
         quantization=dataclasses.asdict(model.build.recipe.details),
         report=report,
     )
