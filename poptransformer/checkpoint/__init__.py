@@ -24,8 +24,10 @@ from poptransformer.checkpoint.open import open_checkpoint, open_checkpoint_file
 from poptransformer.checkpoint.packed_rows import packed_rows
 from poptransformer.checkpoint.state_dict import LazyTensor, StateDict
 from poptransformer.checkpoint.tokenizer import Tokenizer
+from poptransformer.checkpoint.weight_files import SAVED_MODEL
 
 __all__ = [
+    "SAVED_MODEL",
     "Checkpoint",
     "CheckpointError",
     "CheckpointNotFoundError",

@@ -37,6 +37,8 @@ class ModelInfo:
         stop_token_ids: ids that end an answer.
         states: what one step hands to the next.
         prompt_marks: ids that a prompt must hold, one of each group.
+        model_type: how it was built, `shard` or `tp`.
+        fuse: whether nodes were put together that one kernel computes.
         quantization: the details by which weights were quantized; keys of `QuantizationConfig`.
         report: what became of each weight matrix.
     """
@@ -49,6 +51,8 @@ class ModelInfo:
     stop_token_ids: tuple[int, ...]
     states: tuple[StateSpec, ...]
     prompt_marks: tuple[tuple[int, ...], ...] = ()
+    model_type: str = "shard"
+    fuse: bool = True
     quantization: dict[str, Any] = dataclasses.field(default_factory=dict)
     report: QuantizationReport = QuantizationReport()
 
@@ -146,6 +150,8 @@ def compile_model(
         stop_token_ids=stop_token_ids(model),
         states=states,
         prompt_marks=model.prompt_marks,
+        model_type=model.build.model_type,
+        fuse=fuse,
         quantization=dataclasses.asdict(model.build.recipe.details),
         report=report,
     )

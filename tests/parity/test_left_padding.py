@@ -11,16 +11,13 @@ import torch
 
 from poptransformer.engine import Engine
 from tests.parity.conftest import Pair
-from tests.parity.variants import VARIANTS, Variant
+from tests.parity.variants import VARIANTS
 
 ATOL = 1e-4
 GLM = [variant for variant in VARIANTS if variant.name.startswith(("glm", "chatglm2"))]
 
 
-@pytest.fixture(scope="session", params=GLM, ids=[variant.name for variant in GLM])
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    variant: Variant = request.param
-    return Pair.make(variant, tmp_path_factory)
+pytestmark = pytest.mark.parametrize("pair", GLM, ids=[variant.name for variant in GLM], indirect=True, scope="session")
 
 
 @pytest.fixture

@@ -22,14 +22,9 @@ from tests.parity.variants import VARIANTS
 MODELS = list({variant.name.split("-")[0]: variant for variant in reversed(VARIANTS)}.values())
 
 
-@pytest.fixture(scope="session", params=MODELS, ids=[variant.name for variant in MODELS])
-def model(request: pytest.FixtureRequest) -> Any:
-    return request.param
-
-
-@pytest.fixture(scope="session")
-def pair(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    return Pair.make(model, tmp_path_factory)
+pytestmark = pytest.mark.parametrize(
+    "pair", MODELS, ids=[variant.name for variant in MODELS], indirect=True, scope="session"
+)
 
 
 def session_of(pair: Pair, precision: str = "fp32", **options: Any) -> Session:
