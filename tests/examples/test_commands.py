@@ -268,7 +268,7 @@ def test_a_home_that_cannot_be_written() -> None:
     home = "/proc/nowhere"
     assert run(GPT2, "model.max_loop=3", HOME=home)[0] == run(GPT2, "model.max_loop=3")[0]
     for key, problem in (
-        ("session.execution_cache_name", f"error: Cannot write to {home}/x: "),
+        ("session.execution_cache_name", f"error: Cannot write to {home}/x/y: "),
         ("session.profile_name", f"error: Cannot write profiles to {home}/x/y: "),
     ):
         _, err = run(GPT2, f'{key}="~/x/y"', code=1, HOME=home)
