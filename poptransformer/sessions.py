@@ -19,7 +19,7 @@ from poptransformer.errors import PopTransformerError
 from poptransformer.runtime.cache import CompiledCache
 from poptransformer.runtime.compiled import CompiledModel, compile_model
 from poptransformer.runtime.ort_session import SessionSettings
-from poptransformer.runtime.profile import make_profile_folder, write_profile
+from poptransformer.runtime.profile import make_profile_folder, write_profile, write_table
 from poptransformer.utils.progress import progress
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Session:
         self.cache: CompiledCache | None = None
         if execution_cache_name:
             self.cache = CompiledCache(Path(execution_cache_name), self.compiler_options, fuse)
-        self.profile_folder = Path(profile_name) if profile_name else None
+        self.profile_folder = Path(profile_name).expanduser() if profile_name else None
         prefix = str(self.profile_folder / "onnxruntime") if self.profile_folder else None
         self.settings = SessionSettings(threads=threads, profile_prefix=prefix, log_severity=log_severity)
         self.anchor_arrays: dict[str, np.ndarray] = {}
@@ -126,8 +126,7 @@ class Session:
         self._model = model
         self._engine = Engine(compiled, model.checkpoint, self.settings)
         if self.profile_folder and compiled.info.report.packed:
-            table = str(compiled.info.report)
-            (self.profile_folder / "quantization.txt").write_text(f"{table}\n", encoding="utf-8")
+            write_table(self.profile_folder / "quantization.txt", f"{compiled.info.report}\n")
         logger.info("compiled")
 
     @property

@@ -85,15 +85,22 @@ def _reporting(command: Command, task: Task) -> Any:
 
 
 def _fail(message: str) -> NoReturn:
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
     sys.stderr.write(f"error: {message}\n")
     sys.exit(1)
 
 
 def _leave_quietly() -> NoReturn:
-    # Python flushes stdout on its way out; what is left must go somewhere.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _drop_output()
     sys.exit(READER_GONE)
+
+
+def _drop_output() -> None:
+    """Python flushes stdout on its way out; what is left must go somewhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print_trace(error: Exception, task: Task) -> None:

@@ -242,3 +242,44 @@ def test_a_beam_search_is_printed_when_it_is_done() -> None:
     streamed, _ = run(GPT2, "model.num_beams=3", "model.max_loop=6")
     at_once, _ = run(GPT2, "model.num_beams=3", "model.max_loop=6", "stream=false")
     assert streamed == at_once
+
+
+def test_a_file_that_is_no_yaml(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("defaults: [sharding, _self_]\nmodel: {max_loop: [3}\n")
+    _, err = run(GPT2, "--config-dir", str(tmp_path), "--config-name=mine", code=1)
+    assert err.startswith(f"error: {tmp_path / 'mine.yaml'}, line 2, column ")
+    assert err.endswith("Correct the file.\n")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["stream=false"]], ids=["stream", "one call"])
+def test_output_that_finds_no_room(arguments: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "inference.py", "model.max_loop=3", *arguments],
+            cwd=GPT2,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "error: Writing failed: No space left on device. Free some disk space, or write to another place."
+    )
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+def test_a_home_that_cannot_be_written() -> None:
+    """Nothing is needed there; what is asked for there is an error of one sentence."""
+    home = "/proc/nowhere"
+    assert run(GPT2, "model.max_loop=3", HOME=home)[0] == run(GPT2, "model.max_loop=3")[0]
+    for key, problem in (
+        ("session.execution_cache_name", f"error: Cannot write to {home}/x/y: "),
+        ("session.profile_name", f"error: Cannot write profiles to {home}/x/y: "),
+    ):
+        _, err = run(GPT2, f'{key}="~/x/y"', code=1, HOME=home)
+        assert any(line.startswith(problem) for line in err.splitlines()), err
+        assert "Traceback" not in err
