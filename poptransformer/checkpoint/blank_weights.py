@@ -6,15 +6,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from poptransformer.checkpoint.checkpoint import Checkpoint
+from poptransformer.checkpoint.dtypes import numpy_dtype
 from poptransformer.checkpoint.hf_config import HFConfig
 from poptransformer.checkpoint.random_weights import RandomStateDict
 from poptransformer.checkpoint.state_dict import LazyTensor, StateDict, TensorLike
 
-_DTYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+_STORED = {"float16": "F16", "bfloat16": "BF16"}
 
 
 class BlankStateDict(RandomStateDict):
@@ -58,7 +58,7 @@ def blank_checkpoint(config: HFConfig | Mapping[str, Any]) -> Checkpoint:
     """
     hf_config = config if isinstance(config, HFConfig) else HFConfig(config)
     stored = str(hf_config.get("torch_dtype") or hf_config.get("dtype") or "float32")
-    dtype = _DTYPES.get(stored, np.dtype(np.float32))
+    dtype = numpy_dtype(_STORED.get(stored, "F32"))
     return Checkpoint(
         hf_config,
         BlankStateDict(dtype, f"blank weights for {hf_config.source}"),

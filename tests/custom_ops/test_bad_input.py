@@ -99,7 +99,7 @@ def test_wrong_types(kernels: Any, node: Node, constant: bool) -> None:
             with pytest.raises(Exception) as error:
                 node.run(kernels, constant, **{name: array.astype(dtype)})
             expected = rf"poptransformer\.{node.op}: input '\w+' must be .+, found {np.dtype(dtype).name}"
-            if name.startswith("past_"):
+            if name.startswith(("past_", "prefix_")):
                 expected = f"{complaint(node.op)}|{BY_ONNXRUNTIME}"
             assert re.search(expected, str(error.value)), (name, dtype, str(error.value))
 
@@ -143,7 +143,7 @@ def test_anything_at_all(kernels: Any, node: Node) -> None:
 @by_node
 def test_values_out_of_range(kernels: Any, node: Node) -> None:
     """Whatever counts or points must be checked: lengths, ids, tokens."""
-    for name in {"ids", "lengths", "past_lengths", "history"} & node.inputs.keys():
+    for name in {"ids", "lengths", "past_lengths", "prefix_lengths", "history"} & node.inputs.keys():
         for value in (-1, 1000, np.iinfo(np.int64).min, np.iinfo(np.int64).max):
             array = node.inputs[name].copy()
             array.flat[-1] = value
