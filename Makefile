@@ -36,7 +36,7 @@ FLAGS_sanitize-thread := -O1 -g -fno-omit-frame-pointer -fsanitize=thread
 python = py="$$(bash scripts/env.sh $(1))" && "$$py"
 
 .PHONY: help all headers limits sanitize sanitize-thread env demo test test-all lint format type bench bench-peers bench-quality \
-  bench-memory clean distclean FORCE
+  bench-memory validate-ipu clean distclean FORCE
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -144,6 +144,9 @@ bench-quality: all ## perplexity of each precision against transformers
 
 bench-memory: all ## memory of building, saving and running a large model
 	@$(call python,test) -m bench.build_memory $(ARGS)
+
+validate-ipu: ## compare the emulated IPU with measurements, and write the table into docs/ipu.md
+	@$(call python,test) -m poptransformer.ipu.validation
 
 clean: ## remove what was built (.venv stays)
 	rm -rf $(BUILD) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

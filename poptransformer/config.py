@@ -24,6 +24,7 @@ from poptransformer.rules import (
     TEXTS,
     choice,
     integer,
+    or_auto,
     or_null,
 )
 from poptransformer.section import Section, check_keys, full_key, group, is_private, setting
@@ -32,6 +33,7 @@ __all__ = [
     "GlobalArgs",
     "InputsConfig",
     "ModelConfig",
+    "PlanConfig",
     "QuantizationConfig",
     "Section",
     "SessionConfig",
@@ -74,7 +76,7 @@ class GlobalArgs(Section):
     """What holds for the whole build.
 
     Attributes:
-        num_replicas: tensor-parallel replicas that each weight is divided among.
+        num_replicas: tensor-parallel replicas that each weight is divided among; `auto` asks the planner.
         batch_size: rows (prompts) of one batch.
         batch_per_step: batches that one call of `session.run` takes.
         model_type: `shard` (each layer on one IPU) or `tp` (tensor parallel).
@@ -86,7 +88,7 @@ class GlobalArgs(Section):
 
     NAME: ClassVar[str] = "global_args"
 
-    num_replicas: int = setting(1, integer(1))
+    num_replicas: int | str = setting(1, or_auto(integer(1)))
     batch_size: int = setting(1, integer(1))
     batch_per_step: int = setting(1, integer(1))
     model_type: str = setting("shard", TEXT)
@@ -137,7 +139,8 @@ class ModelConfig(Section):
         override_hfconfig_from_json: a config.json to build with seeded random weights, in place of a
             checkpoint's.
         max_length: tokens of prompt and answer together; null is what the checkpoint was trained for.
-        layer_per_ipu: decoder blocks on each IPU in order, adding up to the model's; null puts all on one.
+        layer_per_ipu: decoder blocks on each IPU in order, adding up to the model's; null puts all on one, `auto`
+            asks the planner.
         max_loop: most tokens to generate for a prompt; null goes on to `max_length`.
         topk: 1 takes the likeliest token, k > 1 draws among the k likeliest, 0 among all; null is 1, or 0
             where `temperature`, `top_p` or `min_p` ask for draws.
@@ -162,7 +165,7 @@ class ModelConfig(Section):
     hf_model_class_name: str = setting("auto_model_for_causallm", choice(*HF_MODEL_CLASSES))
     override_hfconfig_from_json: str | None = setting(None, or_null(TEXT))
     max_length: int | None = setting(None, or_null(integer(1)))
-    layer_per_ipu: Sequence[int] | None = setting(None, or_null(COUNTS))
+    layer_per_ipu: Sequence[int] | str | None = setting(None, or_auto(or_null(COUNTS)))
     max_loop: int | None = setting(None, or_null(integer(1)))
     topk: int | None = setting(None, or_null(integer(0)))
     temperature: float = setting(1.0, NOT_NEGATIVE)
@@ -186,7 +189,7 @@ class InputsConfig(Section):
     Attributes:
         input_string_list: the prompts, one a row.
         chat: wrap each prompt as a user's message by the checkpoint's chat template.
-        input_string: what is said to a chat model.
+        input_string: what is said to a chat model; of several texts, each is said when the one before is answered.
         use_history: go on with the conversation so far.
     """
 
@@ -194,8 +197,34 @@ class InputsConfig(Section):
 
     input_string_list: Sequence[str] = setting((), TEXT_LIST)
     chat: bool = setting(False, FLAG)
-    input_string: str | None = setting(None, or_null(TEXT))
+    input_string: str | Sequence[str] | None = setting(None, or_null(TEXTS))
     use_history: bool = setting(False, FLAG)
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanConfig(Section):
+    """What the planner looks for; read by `python -m poptransformer.plan` and where a key is `auto`.
+
+    Attributes:
+        objective: `latency` of a token, `throughput` of a pipeline, or the fewest `ipus`.
+        prompt_length: tokens of a prompt, computed in one step; null is 128, or half of `max_length` if that is less.
+        attention: slots that attention reads for a token: those in use half way through the answer (`current`), or
+            all (`max_length`), as the original did.
+        max_ipus: most IPUs that may be reserved; null is what the device can link.
+        folder: where the command writes its files, below the run's folder.
+        pictures: draw them.
+        sweep: cost other precisions and lengths too, for the what-if picture.
+    """
+
+    NAME: ClassVar[str] = "plan"
+
+    objective: str = setting("latency", choice("latency", "throughput", "ipus"))
+    prompt_length: int | None = setting(None, or_null(integer(1)))
+    attention: str = setting("current", choice("current", "max_length"))
+    max_ipus: int | None = setting(None, or_null(integer(1)))
+    folder: str = setting("plan", TEXT)
+    pictures: bool = setting(True, FLAG)
+    sweep: bool = setting(True, FLAG)
 
 
 def base_config() -> dict[str, Any]:
@@ -207,4 +236,5 @@ def base_config() -> dict[str, Any]:
         "session": session,
         "model": ModelConfig.defaults(),
         "inputs": {},
+        "plan": PlanConfig.defaults(),
     }

@@ -82,7 +82,7 @@ class Engine:
             raise ConfigError(f"lengths must hold {batch} numbers from 1 to {count}, found {lengths.tolist()}.")
         positions = np.broadcast_to(np.arange(count), (batch, count))
         ids = np.where(positions < lengths[:, None], ids, 0)  # whatever stands for padding outside
-        generation.check_prompts(self.runtime, ids.tolist())
+        generation.check_prompts(self.runtime, [row[:n].tolist() for row, n in zip(ids, lengths, strict=True)])
         return self.runtime.start(batch, count).forward(ids, lengths, positions).numpy()
 
     def generate(self, prompts: Prompts, **sampling: Any) -> Any:
@@ -197,14 +197,14 @@ def _integers(name: str, values: Any) -> np.ndarray:
 def load(
     name_or_path: str | Path,
     precision: str | Mapping[str, Any] | None = None,
-    model_type: str = "shard",
+    model_type: str | None = None,
     num_replicas: int = 1,
     max_length: int | None = None,
     batch_size: int = 1,
     threads: int | None = None,
     cache_dir: str | Path | None = None,
     quantization: Mapping[str, Any] | None = None,
-    fuse: bool = True,
+    fuse: bool | None = None,
     fp8_cache: bool | None = None,
 ) -> Engine:
     """Loads a checkpoint, or a folder that `Engine.save` wrote, and makes it ready to run.
@@ -213,21 +213,21 @@ def load(
         name_or_path: hub name, folder, `.gguf` file, `package://<package>/<file>`, or a saved model.
         precision: storage of the weights: fp32 (the default), fp16, bf16, int8, int4, fp8 or fp8_weight; or a recipe,
             from patterns of weight names to these. A saved model has its own.
-        model_type: `shard` or `tp`.
+        model_type: `shard` (the default) or `tp`. A saved model has its own.
         num_replicas: tensor-parallel replicas.
         max_length: tokens of prompt and answer together; by default what the model was trained for.
         batch_size: rows that the model is planned for; calls may use any number.
         threads: CPU threads; None uses every core this process may use.
         cache_dir: where hub downloads go.
         quantization: details of it, keys of `poptransformer.recipe.QuantizationConfig`.
-        fuse: compute several nodes of the graph by one kernel; False runs the graph as the layers wrote it. A saved
-            model is what it was when it was saved.
+        fuse: compute several nodes of the graph by one kernel (the default); False runs the graph as the layers wrote
+            it. A saved model is what it was when it was saved.
         fp8_cache: keep keys and values in 8 bits, as E4M3FN; otherwise they take 16 beside weights of 8 or 4 bits, and
             32 beside others. A saved model has its own.
     """
     settings = SessionSettings(threads=threads)
     build = Build(
-        model_type=model_type,
+        model_type="shard" if model_type is None else model_type,
         num_replicas=num_replicas,
         precision="fp32" if precision is None else precision,
         quantization=QuantizationConfig.from_mapping(quantization or {}),
@@ -235,7 +235,7 @@ def load(
     )
     if is_artefact(name_or_path):
         asked = {"precision": None if precision is None else build.recipe.text, "max_length": max_length}
-        asked["fp8_cache"] = fp8_cache
+        asked |= {"model_type": model_type, "fuse": fuse, "fp8_cache": fp8_cache}
         return _load_saved(Path(name_or_path).expanduser().resolve(), {**asked, **(quantization or {})}, settings)
     from poptransformer.models import model_class_for
 
@@ -245,15 +245,15 @@ def load(
             checkpoint, max_length=max_length, fp8_cache=bool(fp8_cache)
         )
     model.build_graph()
-    return Engine.from_model(model, settings, fuse)
+    return Engine.from_model(model, settings, fuse is not False)
 
 
 def _load_saved(folder: Path, asked: Mapping[str, Any], settings: SessionSettings) -> Engine:
     """Opens a saved model, if it is what is asked for; None asks for nothing."""
     compiled = load_artefact(folder)
     info = compiled.info
-    found = {"precision": info.precision, "max_length": info.max_length, "fp8_cache": info.has_fp8_cache}
-    found |= info.quantization
+    found = {name: getattr(info, name) for name in ("precision", "max_length", "model_type", "fuse")}
+    found |= {"fp8_cache": info.has_fp8_cache, **info.quantization}
     for name, value in asked.items():
         if value is not None and value != found.get(name):
             raise ConfigError(

@@ -15,6 +15,16 @@ class ConfigError(PopTransformerError, ValueError):
     """A configuration value is unknown, out of range or contradicts another one."""
 
 
+class LogitsError(PopTransformerError):
+    """A model computed logits that no token can be chosen from."""
+
+    def __init__(self, found: str) -> None:
+        super().__init__(
+            f"The model's logits must be finite numbers, found {found}. Its weights hold NaN or infinity, or its "
+            "activations overflow: check the checkpoint."
+        )
+
+
 class GraphError(PopTransformerError):
     """A layer or pass built something that is not a valid graph."""
 

@@ -53,6 +53,16 @@ def or_null(rule: Rule) -> Rule:
     )
 
 
+AUTO = "auto"
+
+
+def or_auto(rule: Rule) -> Rule:
+    """Returns a rule that accepts `auto` too, which asks the planner."""
+    return dataclasses.replace(
+        rule, expected=f"{rule.expected}, or auto", accepts=lambda value: value == AUTO or rule.accepts(value)
+    )
+
+
 def choice(*options: str) -> Rule:
     """Returns a rule for one of some words, in capitals or not."""
     # YAML 1.1 reads an unquoted `off` as false.

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from poptransformer.errors import PopTransformerError
 from poptransformer.runtime.cache import CompiledCache
 from poptransformer.runtime.compiled import CompiledModel, compile_model
 from poptransformer.runtime.ort_session import SessionSettings
-from poptransformer.runtime.profile import make_profile_folder, write_profile
+from poptransformer.runtime.profile import make_profile_folder, write_profile, write_table
 from poptransformer.utils.progress import progress
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class Performance:
         new_tokens: generated tokens of all rows.
         decode_step: steps, the longest row's tokens.
         latency_ms: whole run, prefill included, in milliseconds.
+        notes: lines to show beside them.
     """
 
     batch_size: int
@@ -49,6 +50,7 @@ class Performance:
     new_tokens: int
     decode_step: int
     latency_ms: float
+    notes: tuple[str, ...] = ()
 
     @property
     def latency_per_token_ms(self) -> float:
@@ -106,10 +108,11 @@ class Session:
         self.cache: CompiledCache | None = None
         if execution_cache_name:
             self.cache = CompiledCache(Path(execution_cache_name), self.compiler_options, fuse)
-        self.profile_folder = Path(profile_name) if profile_name else None
+        self.profile_folder = Path(profile_name).expanduser() if profile_name else None
         prefix = str(self.profile_folder / "onnxruntime") if self.profile_folder else None
         self.settings = SessionSettings(threads=threads, profile_prefix=prefix, log_severity=log_severity)
         self.anchor_arrays: dict[str, np.ndarray] = {}
+        self.notes: list[Callable[[], Sequence[str]]] = []  # made when the performance is asked for
         self._performance: Performance | None = None
         self._model: HFDecBaseModel | None = None
         self._engine: Engine | None = None
@@ -123,8 +126,7 @@ class Session:
         self._model = model
         self._engine = Engine(compiled, model.checkpoint, self.settings)
         if self.profile_folder and compiled.info.report.packed:
-            table = str(compiled.info.report)
-            (self.profile_folder / "quantization.txt").write_text(f"{table}\n", encoding="utf-8")
+            write_table(self.profile_folder / "quantization.txt", f"{compiled.info.report}\n")
         logger.info("compiled")
 
     @property
@@ -184,7 +186,8 @@ class Session:
         """Returns the figures of the last run."""
         if self._performance is None:
             raise PopTransformerError("Nothing has run yet; call session.run or use up session.stream first.")
-        return self._performance
+        notes = tuple(line for note in self.notes for line in note())
+        return dataclasses.replace(self._performance, notes=notes)
 
     def save(self, folder: str | Path) -> Path:
         """Writes the portable artefact, see `poptransformer.runtime.artefact`."""

@@ -42,7 +42,8 @@ struct OpSpec {
 };
 
 /// Fills in `tensor` from a value of onnxruntime's, which keeps owning the data.
-inline void read_tensor(const OrtValue* value, Tensor* tensor) {
+/// @param declared what its element type must be.
+inline void read_tensor(const OrtValue* value, ElementType declared, Tensor* tensor) {
   OrtTensorTypeAndShapeInfo* info = nullptr;
   check(g_ort->GetTensorTypeAndShape(value, &info));
   OrtStatus* status = g_ort->GetTensorElementType(info, &tensor->type);
@@ -55,6 +56,7 @@ inline void read_tensor(const OrtValue* value, Tensor* tensor) {
   if (tensor->shape.rank > Shape::kMaxRank) {
     tensor->reject("of rank " + std::to_string(Shape::kMaxRank) + " or less", tensor->shape.rank);
   }
+  if (declared != kAnyType) tensor->expect_type({declared});
   check(g_ort->GetTensorMutableData(const_cast<OrtValue*>(value), const_cast<void**>(&tensor->data)));
   tensor->present = true;
 }
@@ -114,7 +116,7 @@ class Attributes {
     int is_constant = 0;
     const OrtValue* value = nullptr;
     check(g_ort->KernelInfoGetConstantInput_tensor(info_, index, &is_constant, &value));
-    if (is_constant && value != nullptr) read_tensor(value, &tensor);
+    if (is_constant && value != nullptr) read_tensor(value, spec_.inputs[index].type, &tensor);
     return tensor;
   }
 
@@ -153,8 +155,11 @@ class Call {
     Tensor tensor(spec_.name, spec_.inputs[index].name);
     const OrtValue* value = nullptr;
     if (index < input_count()) check(g_ort->KernelContext_GetInput(context_, index, &value));
-    if (value == nullptr) return tensor;
-    read_tensor(value, &tensor);
+    if (value != nullptr) {
+      read_tensor(value, spec_.inputs[index].type, &tensor);
+    } else if (!spec_.inputs[index].optional) {
+      tensor.reject("given", "none");
+    }
     return tensor;
   }
 

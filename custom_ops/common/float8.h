@@ -43,6 +43,7 @@ struct Float8Format {
   }
 };
 
+/// In the order of `Format` in matrix/format.h.
 constexpr Float8Format kFloat8Formats[] = {
     {"e4m3fn", 3, 7, 448.0f, false, false},
     {"e5m2", 2, 15, 57344.0f, false, true},

@@ -22,6 +22,7 @@
 
 #include <onnxruntime_c_api.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <exception>
 #include <new>
@@ -80,13 +81,23 @@ class Op : public OrtCustomOp {
 
   static const OpSpec& self(const OrtCustomOp* op) { return static_cast<const Op*>(op)->spec_; }
 
+  /// onnxruntime lets every type through where it can, as its own message says neither what is expected nor for which
+  /// input of the op; `Call::input` checks. An output of any type gets the type of the last input of any type, which must
+  /// not be another one than before.
+  static ElementType announced(const OpSpec& spec, size_t index) {
+    const auto is_any = [](const ArgumentSpec& argument) { return argument.type == kAnyType; };
+    const bool leads = std::any_of(spec.inputs.begin() + static_cast<std::ptrdiff_t>(index), spec.inputs.end(), is_any);
+    const bool follows = std::any_of(spec.outputs.begin(), spec.outputs.end(), is_any);
+    return follows && !leads ? spec.inputs[index].type : kAnyType;
+  }
+
   static OrtCustomOpInputOutputCharacteristic characteristic(const ArgumentSpec& argument) {
     return argument.optional ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
   }
 
   void set_input_callbacks() {
     GetInputTypeCount = [](const OrtCustomOp* op) { return self(op).inputs.size(); };
-    GetInputType = [](const OrtCustomOp* op, size_t index) { return self(op).inputs[index].type; };
+    GetInputType = [](const OrtCustomOp* op, size_t index) { return announced(self(op), index); };
     GetInputCharacteristic = [](const OrtCustomOp* op, size_t i) { return characteristic(self(op).inputs[i]); };
     GetInputMemoryType = [](const OrtCustomOp*, size_t) { return OrtMemTypeDefault; };
     GetVariadicInputMinArity = [](const OrtCustomOp*) { return 1; };

@@ -22,7 +22,7 @@ constexpr ElementType kInt64 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
 constexpr ElementType kInt32 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
 constexpr ElementType kInt8 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8;
 constexpr ElementType kUInt8 = ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
-/// In an op's declaration: every element type is let through, the kernel checks with `Tensor::expect_type`.
+/// In an op's declaration: the kernel takes several element types, and checks with `Tensor::expect_type`.
 constexpr ElementType kAnyType = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
 
 /// numpy's name of an element type, for messages.

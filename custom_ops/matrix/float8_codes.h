@@ -1,36 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// fp8 codes and what they stand for: a sign, an exponent and a mantissa in the OCP formats E4M3FN and E5M2 and in the
-// FNUZ ones, which have no infinity, one NaN (0x80) and an exponent bias that is greater by one.
+// fp8 codes as the loops over packed weights read them: by a table, or as vectors. What they mean is in
+// common/float8.h.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
-#include <limits>
 
+#include "../common/float8.h"
 #include "../common/simd.h"
 #include "format.h"
 
 namespace poptransformer {
 
-constexpr bool is_e5m2(Format format) { return format == Format::kE5M2 || format == Format::kE5M2FNUZ; }
 constexpr bool is_fnuz(Format format) { return format == Format::kE4M3FNUZ || format == Format::kE5M2FNUZ; }
-
-constexpr bool is_float8_nan(Format format, uint8_t code) {
-  const int magnitude = code & 0x7f;
-  if (is_fnuz(format)) return code == 0x80;
-  return format == Format::kE4M3FN ? magnitude == 0x7f : magnitude > 0x7c;
-}
-
-inline float float8_value(Format format, uint8_t code) {
-  const int mantissa_bits = is_e5m2(format) ? 2 : 3, bias = (is_e5m2(format) ? 15 : 7) + (is_fnuz(format) ? 1 : 0);
-  const int magnitude = code & 0x7f, exponent = magnitude >> mantissa_bits;
-  const int mantissa = magnitude & ((1 << mantissa_bits) - 1);
-  const float sign = code & 0x80 ? -1.0f : 1.0f;
-  if (is_float8_nan(format, code)) return std::numeric_limits<float>::quiet_NaN();
-  if (format == Format::kE5M2 && magnitude == 0x7c) return sign * std::numeric_limits<float>::infinity();
-  if (exponent == 0) return sign * std::ldexp(static_cast<float>(mantissa), 1 - bias - mantissa_bits);
-  return sign * std::ldexp(static_cast<float>(mantissa + (1 << mantissa_bits)), exponent - bias - mantissa_bits);
-}
 
 /// The values of all codes of a format.
 struct Float8Values {
@@ -44,7 +25,8 @@ struct Float8Values {
 
  private:
   explicit Float8Values(Format format) {
-    for (int code = 0; code < 256; ++code) of[code] = float8_value(format, static_cast<uint8_t>(code));
+    const Float8Format& float8 = kFloat8Formats[static_cast<int>(format) - static_cast<int>(Format::kE4M3FN)];
+    for (int code = 0; code < 256; ++code) of[code] = float8.decode(static_cast<uint8_t>(code));
   }
 };
 

@@ -7,7 +7,9 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <limits>
 
 #include "float8_codes.h"
 #include "matrix.h"
@@ -77,9 +79,10 @@ void float8_pack_portable(const Float8PackArguments& t) {
 
 /// Makes the sums of tile rows that hold a NaN code NaN: the vector code takes it for a number.
 inline void spoil_nan_rows(Format format, int inputs, const Float8Arguments& t) {
+  const Float8Values& values = Float8Values::get(format);
   for (int tile = 0; tile < kFloat8Tiles; ++tile) {
     for (int64_t i = 0; i < t.padded * kTile; ++i) {
-      if (!is_float8_nan(format, t.codes[tile][i])) continue;
+      if (!std::isnan(values.of[t.codes[tile][i]])) continue;
       const int64_t r = i / 4 % kTile;
       for (int m = 0; m < inputs; ++m) t.out[m][tile * kTile + r] = std::numeric_limits<float>::quiet_NaN();
     }

@@ -7,6 +7,7 @@
 
 namespace poptransformer {
 
+/// The 8-bit floats come last, in the order of `kFloat8Formats`.
 enum class Format { kFloat32, kFloat16, kBFloat16, kInt4, kInt8, kE4M3FN, kE5M2, kE4M3FNUZ, kE5M2FNUZ };
 
 /// Depth of a chunk of a packed weight: 16 rows x 32 columns.

@@ -15,8 +15,9 @@ Matrix packed_matrix(Format format, int64_t columns, const Tensor& codes, const 
   scales.expect_type({is_float8(format) ? kFloat32 : kFloat16});
   scales.expect_shape({matrix.tiles(), "blocks", kTile});
   const int64_t blocks = scales.shape[1];
-  if (matrix.padded > 0 && (blocks == 0 || matrix.padded % (blocks * kChunk) != 0)) {
-    scales.reject("of a number of blocks that divides " + std::to_string(codes.shape[1]), scales.shape.text());
+  const int64_t chunks = codes.shape[1];
+  if (chunks == 0 ? blocks != 0 : blocks == 0 || chunks % blocks != 0) {
+    scales.reject("of a number of blocks that divides " + std::to_string(chunks), scales.shape.text());
   }
   matrix.block = blocks == 0 ? kChunk : matrix.padded / blocks;
   if (offsets) {

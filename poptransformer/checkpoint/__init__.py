@@ -5,6 +5,7 @@ Importing this package imports numpy and nothing heavier; what a format needs is
 opened.
 """
 
+from poptransformer.checkpoint.blank_weights import blank_checkpoint
 from poptransformer.checkpoint.checkpoint import Checkpoint, save_checkpoint_files
 from poptransformer.checkpoint.errors import (
     CheckpointError,
@@ -17,14 +18,16 @@ from poptransformer.checkpoint.errors import (
     UnsupportedCheckpointError,
 )
 from poptransformer.checkpoint.hf_config import HFConfig
-from poptransformer.checkpoint.lazy_array import LazyArray
+from poptransformer.checkpoint.lazy_array import LazyArray, reordered_rows
 from poptransformer.checkpoint.mapped_file import release
 from poptransformer.checkpoint.open import open_checkpoint, open_checkpoint_files, random_checkpoint
 from poptransformer.checkpoint.packed_rows import packed_rows
 from poptransformer.checkpoint.state_dict import LazyTensor, StateDict
 from poptransformer.checkpoint.tokenizer import Tokenizer
+from poptransformer.checkpoint.weight_files import SAVED_MODEL
 
 __all__ = [
+    "SAVED_MODEL",
     "Checkpoint",
     "CheckpointError",
     "CheckpointNotFoundError",
@@ -39,10 +42,12 @@ __all__ = [
     "Tokenizer",
     "TokenizerError",
     "UnsupportedCheckpointError",
+    "blank_checkpoint",
     "open_checkpoint",
     "open_checkpoint_files",
     "packed_rows",
     "random_checkpoint",
     "release",
+    "reordered_rows",
     "save_checkpoint_files",
 ]

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from poptransformer.checkpoint.config_values import checked, checked_rope, required
 from poptransformer.checkpoint.errors import (
     CheckpointNotFoundError,
     CorruptCheckpointError,
@@ -42,7 +43,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
 class HFConfig(Mapping[str, Any]):
     """Model configuration with the names Hugging Face gives them.
 
-    `config.hidden_size` and `config["hidden_size"]` are the same; `config.get(name, default)` never raises.
+    `config.hidden_size` and `config["hidden_size"]` are the same; `config.get(name, default)` takes missing keys and
+    null. Values that models compute with are checked (`config_values.py`); `raw` has them as they were read.
 
     Args:
         raw: The parsed `config.json`, or what stands for it.
@@ -76,15 +78,16 @@ class HFConfig(Mapping[str, Any]):
 
     def __getitem__(self, key: str) -> Any:
         try:
-            return self.raw[key]
+            value = checked(key, self.raw[key], self.source)
         except KeyError:
             raise MissingConfigKeyError(key, self.source, self.raw) from None
+        return value
 
     def __getattr__(self, name: str) -> Any:
         # Copying and pickling look for dunder names before `raw` exists.
         if name.startswith("__") or "raw" not in self.__dict__:
             raise AttributeError(name)
-        return self[name]
+        return required(name, self[name], self.source)
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"HFConfig is read-only; make a new one with {{**config.raw, {name!r}: ...}}")
@@ -99,8 +102,12 @@ class HFConfig(Mapping[str, Any]):
         return key in self.raw
 
     def get(self, key: str, default: Any = None) -> Any:
-        """Return a value, or `default` where the config does not define the key."""
-        return self.raw.get(key, default)
+        """Return a value, or `default` where the config does not define the key.
+
+        Raises:
+            CorruptCheckpointError: If the value is of the wrong kind.
+        """
+        return checked(key, self.raw[key], self.source) if key in self.raw else default
 
     def __repr__(self) -> str:
         return f"HFConfig({self.raw.get('model_type', 'no model_type')}, {self.source})"
@@ -116,7 +123,8 @@ class HFConfig(Mapping[str, Any]):
             `factor`. `original_max_position_embeddings` is filled in for the types that need it.
 
         Raises:
-            CorruptCheckpointError: If the parameters are not an object, or differ between layer types.
+            CorruptCheckpointError: If the parameters are not an object, differ between layer types, lack what their
+                type needs, or are of the wrong kind.
         """
         given = self.raw.get("rope_parameters") or self.raw.get("rope_scaling") or {}
         if not isinstance(given, Mapping):
@@ -137,4 +145,4 @@ class HFConfig(Mapping[str, Any]):
                 rope["original_max_position_embeddings"] = length
             elif "max_position_embeddings" in self.raw:
                 rope.setdefault("original_max_position_embeddings", self.raw["max_position_embeddings"])
-        return rope
+        return checked_rope(rope, self.source)

@@ -3,15 +3,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class PackedBlocks:
     """A quantized matrix `[rows, depth]` as a checkpoint stores it.
 
@@ -32,21 +33,21 @@ class PackedBlocks:
 
 
 class LazyArray(np.lib.mixins.NDArrayOperatorsMixin):
-    """A float32 array whose values are computed on each read: by `numpy.asarray`, arithmetic, indexing, any method.
+    """An array whose values are computed on each read: by `numpy.asarray`, arithmetic, indexing, any method.
 
     `shape`, `dtype`, `ndim`, `size` and `nbytes` are known without reading. `.T` stays lazy and remembers the packed
     blocks; everything else gives an ordinary array.
 
     Args:
-        load: returns the values, float32 in C order.
+        load: returns the values in C order.
         shape: the shape of what `load` returns.
         packed: the blocks behind a matrix, or None where there are none that could be used as they are.
         transposed: whether this is the transpose of what `load` returns.
         stored: the view of the mapped file that `load` reads, which `release` lets go of.
+        dtype: the type of what `load` returns.
     """
 
     is_lazy = True
-    dtype = np.dtype(np.float32)
 
     def __init__(
         self,
@@ -55,11 +56,13 @@ class LazyArray(np.lib.mixins.NDArrayOperatorsMixin):
         packed: PackedBlocks | None = None,
         transposed: bool = False,
         stored: np.ndarray | None = None,
+        dtype: Any = np.float32,
     ) -> None:
         self._load = load
         self._packed = packed
         self._transposed = transposed
         self.stored = stored
+        self.dtype = np.dtype(dtype)
         self.shape = tuple(shape[::-1] if transposed else shape)
         self.packed = None if transposed else packed
 
@@ -67,7 +70,7 @@ class LazyArray(np.lib.mixins.NDArrayOperatorsMixin):
     def T(self) -> LazyArray:  # noqa: N802 - numpy's name
         """The transpose, still unread."""
         shape = self.shape if self._transposed else self.shape[::-1]
-        return LazyArray(self._load, shape[::-1], self._packed, not self._transposed, self.stored)
+        return LazyArray(self._load, shape[::-1], self._packed, not self._transposed, self.stored, self.dtype)
 
     @property
     def ndim(self) -> int:
@@ -113,3 +116,25 @@ class LazyArray(np.lib.mixins.NDArrayOperatorsMixin):
 
     def __repr__(self) -> str:
         return f"LazyArray({list(self.shape)} of {self.packed.layout if self.packed else 'unread'} values)"
+
+
+def reordered_rows(array: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Returns `array[order]` as a `LazyArray`, made when it is read; packed blocks are reordered with it.
+
+    Args:
+        array: `[N, ...]`, a `LazyArray` too.
+        order: int `[N]`, each number below N once.
+    """
+    packed = getattr(array, "packed", None)
+    if packed is not None:
+        parts = {name: functools.partial(_reordered_part, part, order) for name, part in packed.parts.items()}
+        packed = dataclasses.replace(packed, parts=parts)
+    stored = getattr(array, "stored", array)
+    lazy = LazyArray(lambda: np.asarray(array)[order], array.shape, packed, stored=stored, dtype=array.dtype)
+    return cast(np.ndarray, lazy)
+
+
+def _reordered_part(part: Callable[[], np.ndarray], order: np.ndarray) -> np.ndarray:
+    """A part in which each row of the matrix has the same number of elements, row after row."""
+    stored = part()
+    return stored.reshape(len(order), -1)[order].reshape(stored.shape)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from poptransformer.checkpoint.checkpoint import Checkpoint
+from poptransformer.checkpoint.config_values import checked
 from poptransformer.checkpoint.errors import CheckpointNotFoundError, CorruptCheckpointError
 from poptransformer.checkpoint.folder_tokenizer import TOKENIZER_FILES, load_folder_tokenizer
 from poptransformer.checkpoint.gguf_checkpoint import gguf_config, gguf_generation_config, gguf_tensors
@@ -82,7 +83,7 @@ def _open_folder(folder: Path, source: str, with_weights: bool = True) -> Checkp
     tensors, headers, files = read_weights(folder) if with_weights else ({}, [], [])
     path = folder / "generation_config.json"
     generation = read_json_object(path) if path.is_file() else _token_ids(config)
-    stops = stop_ids(generation.get("eos_token_id"))
+    stops = stop_ids(checked("eos_token_id", generation.get("eos_token_id"), str(path)))
     has_tokenizer = any((folder / file).is_file() for file in TOKENIZER_FILES)
     return Checkpoint(
         config,

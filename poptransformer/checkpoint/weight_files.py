@@ -18,6 +18,8 @@ _CANDIDATES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+# The file by which a folder is a saved model: its graph is fixed, so nothing can be built from it.
+SAVED_MODEL = "poptransformer.json"
 
 
 def read_weights(folder: Path) -> tuple[dict[str, LazyTensor], list[bytes], list[Path]]:
@@ -41,6 +43,11 @@ def read_weights(folder: Path) -> tuple[dict[str, LazyTensor], list[bytes], list
     lone = sorted(folder.glob("*.safetensors"))
     if len(lone) == 1:
         return _read_files(lone)
+    if (folder / SAVED_MODEL).is_file():
+        raise CheckpointNotFoundError(
+            f"{folder} is a saved model, whose graph is built already; open it with "
+            f"poptransformer.load({str(folder)!r}), or name the checkpoint that it was made from"
+        )
     raise CheckpointNotFoundError(
         f"{folder} has no weights; expected one of {', '.join(_CANDIDATES)}"
         + (f" (the index of {lone[0].name} and {len(lone) - 1} more is missing)" if lone else "")

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from poptransformer.errors import LogitsError
 from poptransformer.generation.params import SamplingParams
 from poptransformer.generation.prompts import check_prompts, right_padded, row_limits
 from poptransformer.generation.runtime import Runtime
@@ -186,8 +187,17 @@ def _search(runtime: Runtime, running: list[BeamRow]) -> None:
 
 
 def last_logits(logits: Any) -> np.ndarray:
-    """Returns logits `[R, 1, V]` in an OrtValue as an array `[R, V]`."""
-    return logits.numpy()[:, -1]
+    """Returns logits `[R, 1, V]` in an OrtValue as an array `[R, V]`.
+
+    Raises:
+        LogitsError: the largest of a row is not finite.
+    """
+    last: np.ndarray = logits.numpy()[:, -1]
+    largest_ones = last.max(axis=-1)
+    if not np.isfinite(largest_ones).all():
+        row = int(np.flatnonzero(~np.isfinite(largest_ones))[0])
+        raise LogitsError(f"{largest_ones[row]} in row {row}")
+    return last
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from poptransformer.build import Build, current_build
+from poptransformer.checkpoint import UnsupportedCheckpointError
 from poptransformer.errors import ConfigError, GraphError
 from poptransformer.graph import Graph
 
@@ -127,8 +128,14 @@ class BaseLayer(metaclass=_LayerType):
         Raises:
             MissingWeightError: no such key; names the nearest ones.
             ShapeMismatchError: another shape.
+            UnsupportedCheckpointError: the tensor holds integers; `self.state_dict[weight_key]` takes them.
         """
         weight = self.state_dict.get_tensor(weight_key, shape_list)
+        if weight.dtype.kind in "biu":
+            raise UnsupportedCheckpointError(
+                f"weight {weight_key!r} of {self.state_dict.source} holds {weight.dtype} values; expected floats. "
+                "If another program quantized the checkpoint, take the original one"
+            )
         logger.info("loading %s with shape %s, dtype %s.", weight_key, weight.shape, weight.dtype)
         if self.build.advance is not None:
             self.build.advance(1)

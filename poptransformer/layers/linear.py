@@ -34,11 +34,14 @@ class Linear(BaseLayer):
         """Returns the weight as the graph multiplies by it, `[input_size, output_size]`."""
         return self.get_param_from_state_dict(self.key("weight"), [self.output_size, self.input_size]).T
 
+    def load_bias(self) -> np.ndarray:
+        """Returns the bias `[output_size]`."""
+        return self.get_param_from_state_dict(self.key("bias"), [self.output_size])
+
     def collect_bind_layer_weights(self) -> None:
         self.weight_id = self.add_initialized_input_tensor(self.load_weight(), self.key("weight"))
         if self.use_bias:
-            bias = self.get_param_from_state_dict(self.key("bias"), [self.output_size])
-            self.bias_id = self.add_initialized_input_tensor(bias, self.key("bias"))
+            self.bias_id = self.add_initialized_input_tensor(self.load_bias(), self.key("bias"))
 
     def __call__(self, graph: Graph, x: ir.Value) -> ir.Value:
         """Maps `[..., input_size]` to `[..., output_size]`."""

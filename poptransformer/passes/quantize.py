@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -85,6 +86,25 @@ def quantize(
     return QuantizationReport(tuple(reports))
 
 
+def planned_choices(model: ir.Model, recipe: Recipe) -> dict[str, Choice]:
+    """Returns what `quantize` would store each weight matrix as, without reading one.
+
+    Args:
+        model: as for `quantize`; it stays as it is.
+        recipe: the rules.
+
+    Returns:
+        Initializer -> precision and details; for a matrix that stays a float, the float's precision.
+    """
+    found = {}
+    for matrix in matrices(model.graph):
+        pattern, choice = _rule(recipe, matrix)
+        if not _is_packed(matrix, pattern, choice):
+            choice = dataclasses.replace(choice, precision=_float_precision(matrix, choice))
+        found[matrix.name] = choice
+    return found
+
+
 def _rule(recipe: Recipe, matrix: Matrix) -> tuple[str, Choice]:
     """The pattern that a matrix falls under, and what it gets."""
     pattern, choice = recipe.match(matrix.names) or ("", Choice("fp32"))
@@ -128,7 +148,8 @@ def _float_precision(matrix: Matrix, choice: Choice) -> str:
     return "fp32" if matrix.tensor.array.dtype.itemsize == 2 or not matrix.can_be_packed else "fp16"
 
 
-def _spec(choice: Choice) -> WeightSpec:
+def weight_spec(choice: Choice) -> WeightSpec:
+    """Returns how a weight of a packed precision is quantized."""
     details = choice.details
     if choice.precision == "int4":
         return WeightSpec("int4", details.int4_block, details.int4_symmetric, details.scale_method)
@@ -142,7 +163,7 @@ def _spec(choice: Choice) -> WeightSpec:
 
 def _pack(matrix: Matrix, choice: Choice, activations: Mapping[str, ActivationStats]) -> tuple[PackedWeight, bool]:
     """Quantizes a weight; returns it, and whether it is what the checkpoint holds, of no more bits than asked."""
-    array, spec = matrix.tensor.array, _spec(choice)
+    array, spec = matrix.tensor.array, weight_spec(choice)
     source = packed_source(array)
     if source is not None and not spec.kind.is_float8 and FORMATS[source.format].bits <= spec.kind.bits:
         return source.load(), True

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from poptransformer.checkpoint import Checkpoint, save_checkpoint_files
+from poptransformer.checkpoint import SAVED_MODEL, Checkpoint, save_checkpoint_files
 from poptransformer.errors import PopTransformerError
 from poptransformer.runtime.compiled import CompiledModel, ModelInfo
 from poptransformer.runtime.ort_session import WEIGHTS, large_weights, replaced_weights
@@ -30,7 +30,7 @@ from poptransformer.runtime.ort_session import WEIGHTS, large_weights, replaced_
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-MANIFEST = "poptransformer.json"
+MANIFEST = SAVED_MODEL
 FORMAT = 1
 _PAGE = 4096
 
@@ -175,6 +175,6 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         if found == FORMAT:
             tables = {name: dict(manifest[name]) for name in ("files", "sha256")}
             return {**tables, "model": ModelInfo.from_json(manifest["model"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise PopTransformerError(f"{folder / MANIFEST} cannot be read: {error}. Save the model again.") from error
     raise PopTransformerError(f"{folder} has format {found}, this version reads format {FORMAT}. Save the model again.")

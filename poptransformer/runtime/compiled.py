@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import poptransformer
+from poptransformer.errors import ConfigError
 from poptransformer.quantization_report import QuantizationReport
-from poptransformer.state import StateSpec
+from poptransformer.state import SLOTS, StateSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -38,6 +39,9 @@ class ModelInfo:
         vocab_size: V.
         stop_token_ids: ids that end an answer.
         states: what one step hands to the next.
+        prompt_marks: ids that a prompt must hold, one of each group.
+        model_type: how it was built, `shard` or `tp`.
+        fuse: whether nodes were put together that one kernel computes.
         quantization: the details by which weights were quantized; keys of `QuantizationConfig`.
         report: what became of each weight matrix.
     """
@@ -49,6 +53,9 @@ class ModelInfo:
     vocab_size: int
     stop_token_ids: tuple[int, ...]
     states: tuple[StateSpec, ...]
+    prompt_marks: tuple[tuple[int, ...], ...] = ()
+    model_type: str = "shard"
+    fuse: bool = True
     quantization: dict[str, Any] = dataclasses.field(default_factory=dict)
     report: QuantizationReport = QuantizationReport()
 
@@ -67,7 +74,9 @@ class ModelInfo:
         states = tuple(StateSpec(**{**state, "shape": tuple(state["shape"])}) for state in fields["states"])
         report = QuantizationReport.from_json(fields.get("report", {}).get("weights", ()))
         stop_token_ids = tuple(fields["stop_token_ids"])
-        return cls(**{**fields, "stop_token_ids": stop_token_ids, "states": states, "report": report})
+        marks = tuple(map(tuple, fields.get("prompt_marks", ())))
+        read = {"stop_token_ids": stop_token_ids, "states": states, "prompt_marks": marks, "report": report}
+        return cls(**{**fields, **read})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +120,9 @@ def compile_model(
         model: the built model.
         compiler_options: PopART's switches, recorded in the metadata.
         fuse: put nodes together that one kernel computes; False keeps the graph as the layers wrote it.
+
+    Raises:
+        ConfigError: caches of 8 bits are asked for, and there are no caches.
     """
     import onnx_ir as ir
 
@@ -124,6 +136,7 @@ def compile_model(
         producer_name="poptransformer",
         producer_version=poptransformer.__version__,
     )
+    _check_caches(model)
     passes.matmul_to_linear(compiled)
     report = quantize(compiled, model)
     states = passes.store_caches(compiled, model.states, _cache_dtype(model))
@@ -139,11 +152,22 @@ def compile_model(
         vocab_size=_vocab_size(model),
         stop_token_ids=stop_token_ids(model),
         states=states,
+        prompt_marks=model.prompt_marks,
+        model_type=model.build.model_type,
+        fuse=fuse,
         quantization=dataclasses.asdict(model.build.recipe.details),
         report=report,
     )
     compiled.metadata_props.update(info.to_metadata() | _provenance(model, compiler_options or {}))
     return CompiledModel(compiled, info)
+
+
+def _check_caches(model: HFModel) -> None:
+    if model.fp8_cache and not any(SLOTS in state.shape for state in model.states):
+        raise ConfigError(
+            f"fp8_cache is true, but {type(model).__name__} keeps no keys and values: its states have the same size "
+            "for every length. Set model.fp8_cache=false."
+        )
 
 
 def _cache_dtype(model: HFModel) -> str:

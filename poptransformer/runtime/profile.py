@@ -45,9 +45,25 @@ def make_profile_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise PopTransformerError(
-            f"Cannot write profiles to {folder}: {error.strerror}. Choose another session.profile_name."
-        ) from error
+        raise _unwritable(folder, error) from error
+
+
+def write_table(path: Path, text: str) -> None:
+    """Writes a table of a profile.
+
+    Raises:
+        PopTransformerError: it cannot be written.
+    """
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> PopTransformerError:
+    return PopTransformerError(
+        f"Cannot write profiles to {path}: {error.strerror}. Choose another session.profile_name."
+    )
 
 
 def write_profile(runtime: Runtime, folder: Path) -> Path | None:
@@ -55,6 +71,9 @@ def write_profile(runtime: Runtime, folder: Path) -> Path | None:
 
     Returns:
         The path of the table; None where nothing was profiled since the last call.
+
+    Raises:
+        PopTransformerError: onnxruntime could not write its file, or the table cannot be written.
     """
     files = runtime.end_profiling()
     if not files:
@@ -62,10 +81,10 @@ def write_profile(runtime: Runtime, folder: Path) -> Path | None:
     costs: dict[str, LayerCost] = collections.defaultdict(LayerCost)
     layers = {str(node.name): weight_bytes(node) for node in runtime.compiled.model.graph}
     for path in files:
-        _add_times(costs, json.loads(Path(path).read_text(encoding="utf-8")), layers)
+        _add_times(costs, _events(Path(path)), layers)
     _add_bytes(costs, layers)
     table = folder / "layers.txt"
-    table.write_text(format_table(costs), encoding="utf-8")
+    write_table(table, format_table(costs))
     logger.info("profile written to %s", folder)
     return table
 
@@ -88,6 +107,18 @@ def weight_bytes(node: ir.Node) -> dict[str, int]:
         return {layer_of(node.name or ""): sum(map(size, node.inputs))}
     scopes = json.loads(node.metadata_props[SCOPES])
     return {layer: sum(size(node.inputs[i]) for i in read if i < len(node.inputs)) for layer, read in scopes.items()}
+
+
+def _events(path: Path) -> list[dict[str, Any]]:
+    """What onnxruntime recorded; it says nothing where its file cannot be written."""
+    try:
+        events: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PopTransformerError(
+            f"onnxruntime's profile {path} is incomplete ({error}). Free some disk space, or choose another "
+            "session.profile_name."
+        ) from error
+    return events
 
 
 def _add_times(

@@ -15,6 +15,7 @@ from poptransformer.generation import Rows, SamplingParams, arrays, check_prompt
 from poptransformer.generation.params import SamplingArrays
 from poptransformer.runtime.compiled import CompiledModel
 from poptransformer.runtime.ort_session import SessionSettings, WeightStore, make_session, open_session
+from poptransformer.runtime.run_errors import raise_in_words
 from poptransformer.runtime.step_runner import StepRunner
 from poptransformer.runtime.token_runner import TokenRunner
 
@@ -41,6 +42,11 @@ class Runtime:
     def vocab_size(self) -> int:
         """Columns of the logits."""
         return self.compiled.info.vocab_size
+
+    @property
+    def prompt_marks(self) -> tuple[tuple[int, ...], ...]:
+        """Ids that a prompt must hold, one of each group."""
+        return self.compiled.info.prompt_marks
 
     @functools.cached_property
     def step_session(self) -> ort.InferenceSession:
@@ -131,7 +137,7 @@ class Runtime:
             "max_new_tokens": np.array(row_limits(self, rows, params), np.int64),
             "stop_token_ids": np.array([] if params[0].ignore_eos else sorted(stop_token_ids), np.int64),
         }
-        output_ids, counts = self.generator_session.run(["output_ids", "output_lengths"], feeds)
+        output_ids, counts = _run(self.generator_session, ["output_ids", "output_lengths"], feeds)
         return [answer[:count].tolist() for answer, count in zip(output_ids, counts, strict=True)]
 
     def sample(
@@ -159,5 +165,13 @@ class Runtime:
         # For inputs as small as these, one `run` costs half of what binding them one by one does.
         values = logits if isinstance(logits, np.ndarray) else logits.numpy()
         feeds["logits"] = values.astype(np.float32, copy=False).reshape(len(step), 1, -1)
-        outputs = self.sampler_session.run(["token", "probabilities"] if want_probabilities else ["token"], feeds)
+        outputs = _run(self.sampler_session, ["token", "probabilities"] if want_probabilities else ["token"], feeds)
         return (outputs[0], outputs[1]) if want_probabilities else outputs[0]
+
+
+def _run(session: ort.InferenceSession, outputs: list[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    try:
+        return session.run(outputs, feeds)
+    except Exception as error:
+        raise_in_words(error)
+        raise

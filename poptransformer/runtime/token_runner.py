@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime as ort
 
 from poptransformer.generation import Rows
+from poptransformer.runtime.run_errors import raise_in_words
 from poptransformer.runtime.step_runner import allocate
 from poptransformer.state import COUNTERS, StateSpec
 
@@ -57,7 +58,11 @@ class TokenRunner:
         """Takes the tokens of the step before; see `TokenRunner`."""
         binding = self._binding
         self._binding, self._other_binding = self._other_binding, binding
-        self._session.run_with_iobinding(binding)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:
+            raise_in_words(error)
+            raise
         return self._tokens
 
     def _bind(self, arrays: Mapping[str, np.ndarray]) -> None:

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 from poptransformer.config import base_config
 from poptransformer.errors import ConfigError
+from poptransformer.ipu.device import device_content, device_names
 
 NAME = "poptransformer"
 
@@ -32,12 +33,15 @@ def _log_lines(level: str) -> dict[str, Any]:
 
 
 def register() -> None:
-    """Adds the base configuration, its logging and the resolver `example_dir` to Hydra's."""
+    """Adds the base configuration, its logging, the devices and the resolver `example_dir` to Hydra's."""
     store = ConfigStore.instance()
     for group in ("hydra/job_logging", "hydra/hydra_logging"):
         store.store(group=group, name=NAME, node=_log_lines("INFO"), provider=NAME)
     hydra_settings = {"run": {"dir": "."}, "output_subdir": None}
-    defaults = [{"override hydra/job_logging": NAME}, {"override hydra/hydra_logging": NAME}, "_self_"]
+    for name in device_names():
+        store.store(group="device", name=name, node=device_content(name), provider=NAME)
+    no_device: dict[str, str | None] = {"device": None}
+    defaults = [no_device, {"override hydra/job_logging": NAME}, {"override hydra/hydra_logging": NAME}, "_self_"]
     node = {"defaults": defaults, "hydra": hydra_settings, **base_config()}
     store.store(name=NAME, node=node, package="_global_", provider=NAME)
     OmegaConf.register_new_resolver("example_dir", example_dir, replace=True)
@@ -46,16 +50,18 @@ def register() -> None:
 def example_dir(name: str) -> str:
     """Returns the path of a file beside `inference.py`, whatever the working directory is.
 
-    In YAML: `${example_dir:tiny}`.
+    In YAML: `${example_dir:tiny}`. A command without a folder of its own takes that of `--config-dir`.
 
     Raises:
         ConfigError: no Hydra application is running.
     """
     hydra = GlobalHydra.instance()
     if hydra.is_initialized():
-        for source in hydra.config_loader().get_sources():
-            if source.provider == "main" and source.scheme() == "file":
-                return str(Path(source.path).parent / name)
+        sources = [source for source in hydra.config_loader().get_sources() if source.scheme() == "file"]
+        for provider in ("main", "command-line"):
+            for source in sources:
+                if source.provider == provider:
+                    return str(Path(source.path).resolve().parent / name)
     raise ConfigError(
         f"${{example_dir:{name}}} is in the folder above a Hydra application's conf, but none is running. "
         "Write the path itself."

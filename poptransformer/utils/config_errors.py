@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import errno
 import re
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,11 +17,13 @@ from hydra.errors import (
 )
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from yaml import MarkedYAMLError, YAMLError
 
 from poptransformer.config import is_private
 from poptransformer.errors import ConfigError, PopTransformerError, did_you_mean
 from poptransformer.utils.targets import accepted_keys, find_target
 
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _QUOTING = "A text needs quotes for the shell and for Hydra: 'inputs.input_string_list=[\"Well, what now?\"]'"
 
 
@@ -29,6 +33,13 @@ def describe(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, MissingConfigException):
         return _missing_config(error)
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        what = f"Writing {error.filename}" if error.filename else "Writing"
+        return f"{what} failed: {error.strerror}. Free some disk space, or write to another place."
+    if isinstance(error, YAMLError):
+        return _invalid_yaml(error)
+    if isinstance(error, UnicodeDecodeError):
+        return _no_text(error)
     if not isinstance(error, CompactHydraException):
         return None
     for cause in _chain(error):
@@ -62,6 +73,24 @@ def _missing_config(error: MissingConfigException) -> str:
         return str(error)
     where = ", ".join(str(folder) for folder in folders)
     return f"There is no configuration {missing} in {where}. {_options(missing, names)}"
+
+
+def _invalid_yaml(error: YAMLError) -> str:
+    """A file that YAML cannot read, or that asks for Python objects."""
+    mark = error.problem_mark if isinstance(error, MarkedYAMLError) else None
+    if mark is None:
+        return f"The configuration is no valid YAML: {' '.join(str(error).split())}. Correct the file."
+    problem = " ".join(str(part) for part in (error.problem, error.context) if part)
+    return f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}: {problem}. Correct the file."
+
+
+def _no_text(error: UnicodeDecodeError) -> str | None:
+    """A file of the configuration in another encoding; None where something else was read."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_globals.get("__name__") == "hydra._internal.core_plugins.file_config_source":
+            path = frame.f_locals.get("full_path", "A file of the configuration")
+            return f"{path} must be YAML in UTF-8, found byte {error.object[error.start]:#x} at {error.start}."
+    return None
 
 
 def _options(name: str, options: Sequence[str]) -> str:

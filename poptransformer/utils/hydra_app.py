@@ -30,7 +30,7 @@ Task = Callable[[DictConfig], Any]
 Command = Callable[[], Any]
 
 
-def hydra_main(config_path: str = "conf", config_name: str = "sharding") -> Callable[[Task], Command]:
+def hydra_main(config_path: str | None = "conf", config_name: str = "sharding") -> Callable[[Task], Command]:
     """Turns a function of a configuration into a command, as `hydra.main` does.
 
     Hydra's options (`--cfg job`, `--multirun`, `--config-name`, `--config-dir`, `--help`, completion) work as
@@ -39,7 +39,8 @@ def hydra_main(config_path: str = "conf", config_name: str = "sharding") -> Call
     and exit status 1; with HYDRA_FULL_ERROR=1 in the environment, with the complete stack trace.
 
     Args:
-        config_path: folder of the YAML files, relative to the file that defines the function.
+        config_path: folder of the YAML files, relative to the file that defines the function; None leaves it to
+            `--config-dir`.
         config_name: the YAML file to begin with, without its ending.
     """
     base_config.register()
@@ -87,15 +88,22 @@ def _reporting(command: Command, task: Task) -> Any:
 
 
 def _fail(message: str) -> NoReturn:
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
     sys.stderr.write(f"error: {message}\n")
     sys.exit(1)
 
 
 def _leave_quietly() -> NoReturn:
-    # Python flushes stdout on its way out; what is left must go somewhere.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _drop_output()
     sys.exit(READER_GONE)
+
+
+def _drop_output() -> None:
+    """Python flushes stdout on its way out; what is left must go somewhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print_trace(error: Exception, task: Task) -> None:

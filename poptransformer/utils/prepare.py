@@ -17,16 +17,20 @@ from poptransformer.config import (
     GlobalArgs,
     InputsConfig,
     ModelConfig,
+    PlanConfig,
     SessionConfig,
     TopLevel,
     check_keys,
     full_key,
 )
 from poptransformer.errors import ConfigError, PopTransformerError
+from poptransformer.ipu.device import Device, load_device
+from poptransformer.utils import automatic
 from poptransformer.utils.logging import runtime_severity, set_up_logging
 from poptransformer.utils.targets import check_target, takes
 
-GROUPS = ("global_args", "session", "model", "inputs")
+GROUPS = ("global_args", "session", "model", "inputs", "plan")
+DEVICE = "device"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +43,8 @@ class CheckedConfig:
         session: `_target_` and its keyword arguments.
         model: `_target_` and its keyword arguments.
         inputs: keyword arguments of the model's `build_input_dict`.
+        plan: what the planner looks for.
+        device: the emulated IPU; None where none was asked for.
     """
 
     top: TopLevel
@@ -46,6 +52,8 @@ class CheckedConfig:
     session: dict[str, Any]
     model: dict[str, Any]
     inputs: dict[str, Any]
+    plan: PlanConfig = dataclasses.field(default_factory=PlanConfig)
+    device: Device | None = None
 
 
 def prepare_model_session(config: DictConfig | Mapping[str, Any]) -> tuple[Any, Any]:
@@ -63,10 +71,13 @@ def prepare_model_session(config: DictConfig | Mapping[str, Any]) -> tuple[Any, 
     """
     checked = check_config(config)
     set_up_logging(checked.top.log_level, checked.top.popart_log_level)
+    checked = automatic.resolve(checked)
     with use_build(Build(**dataclasses.asdict(checked.global_args))):
         model = make_model(checked)
         session = _instantiate(checked.session)
         session.compile(model)
+    if checked.device is not None and hasattr(session, "notes"):
+        session.notes.append(lambda: automatic.short_report(checked))
     return session, model
 
 
@@ -82,9 +93,9 @@ def check_config(config: DictConfig | Mapping[str, Any]) -> CheckedConfig:
         ConfigError: names the key, what was expected, what was found and what to do.
     """
     values = _plain(config)
-    check_keys("", values, [*TopLevel.names(), *GROUPS])
+    check_keys("", values, [*TopLevel.names(), *GROUPS, DEVICE])
     groups = {name: _group(name, values) for name in GROUPS}
-    top = TopLevel.from_mapping({key: value for key, value in values.items() if key not in GROUPS})
+    top = TopLevel.from_mapping({key: value for key, value in values.items() if key not in (*GROUPS, DEVICE)})
     global_args = GlobalArgs.from_mapping(groups["global_args"])
     for section in (SessionConfig, ModelConfig, InputsConfig):
         section.check(groups[section.NAME])
@@ -93,7 +104,16 @@ def check_config(config: DictConfig | Mapping[str, Any]) -> CheckedConfig:
     session = dict(groups["session"])
     if takes(check_target("session", session), "log_severity"):
         session.setdefault("log_severity", runtime_severity(top.popart_log_level))
-    return CheckedConfig(top, global_args, session, _completed(groups["model"]), groups["inputs"])
+    plan, device = PlanConfig.from_mapping(groups["plan"]), _device(values.get(DEVICE))
+    model, inputs = _completed(groups["model"]), groups["inputs"]
+    return CheckedConfig(top, global_args, session, model, inputs, plan, device)
+
+
+def _device(content: Any) -> Device | None:
+    """The device of a configuration: a file's content, or the name of one that comes with the package."""
+    if content is None or isinstance(content, str):
+        return None if content is None else load_device(content)
+    return Device.from_mapping(content, f"device {content.get('name', '')}".strip())
 
 
 def _plain(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:

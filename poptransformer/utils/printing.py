@@ -66,6 +66,7 @@ def log_performance(performance: Any) -> None:
         f"max_length: {performance.max_length}, decode_step: {performance.decode_step}",
         f"Latency per token: {performance.latency_per_token_ms:.3f} ms/token",
         f"Throughput: {performance.throughput:.3f} token/s, Total Latency: {performance.latency_ms:.3f} ms",
+        *performance.notes,
     )
     for line in lines:
         logger.info(line)
@@ -74,9 +75,11 @@ def log_performance(performance: Any) -> None:
 def _heading(index: int, rows: int, inputs: Mapping[str, Any] | None) -> str:
     """What stands before a row's text: its number where there are several, and its prompt."""
     number = f"[{index + 1}/{rows}] " if rows > 1 else ""
-    prompts = (inputs or {}).get("input_string_list") or []
+    given = inputs or {}
+    question = given.get("input_string")
+    prompts = given.get("input_string_list") or ([question] if isinstance(question, str) else [])
     prompt = prompts[index] if index < len(prompts) else ""
-    if prompt and (inputs or {}).get("chat"):
+    if prompt and (given.get("chat") or question):
         return f"{number}> {prompt}\n"
     return number + prompt
 

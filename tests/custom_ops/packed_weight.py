@@ -49,9 +49,9 @@ class PackedWeight:
         codes[:N, :K] = self.codes
         # Axes: tile, row; chunk, half of a chunk or its quarter (j), column (i).
         if self.format == "int8":
-            laid = codes.reshape(-1, TILE, columns // CHUNK, 8, 4).transpose(0, 2, 3, 1, 4)
+            laid = codes.reshape(rows // TILE, TILE, columns // CHUNK, 8, 4).transpose(0, 2, 3, 1, 4)
         else:
-            split = codes.reshape(-1, TILE, columns // CHUNK, 2, 4, 4)
+            split = codes.reshape(rows // TILE, TILE, columns // CHUNK, 2, 4, 4)
             laid = (split[:, :, :, 0] | split[:, :, :, 1] << 4).transpose(0, 2, 3, 1, 4)
         arrays = {"codes": np.ascontiguousarray(laid), "scales": self._tiles(self.scales)}
         if self.offsets is not None:
@@ -61,7 +61,7 @@ class PackedWeight:
     def _tiles(self, by_block: np.ndarray) -> np.ndarray:
         padded = np.zeros((round_up(self.columns, TILE), by_block.shape[1]), np.float16)
         padded[: self.columns] = by_block
-        return np.ascontiguousarray(padded.reshape(-1, TILE, by_block.shape[1]).transpose(0, 2, 1))
+        return np.ascontiguousarray(padded.reshape(len(padded) // TILE, TILE, by_block.shape[1]).transpose(0, 2, 1))
 
 
 def draw_weight(format: str, N: int, K: int, block: int | None, offsets: bool = False, seed: int = 0) -> PackedWeight:
@@ -80,12 +80,12 @@ def quantize_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     M, K = x.shape
     chunks = np.zeros((M, round_up(K, CHUNK)), np.float32)
     chunks[:, :K] = x
-    chunks = chunks.reshape(M, -1, CHUNK)
+    chunks = chunks.reshape(M, round_up(K, CHUNK) // CHUNK, CHUNK)
     greatest = np.abs(chunks).max(axis=2)
     counts = greatest >= np.float32(2.0**-100)
     divisor = np.where(counts, greatest, np.float32(1))
     factor = np.where(counts, np.float32(127) / divisor, np.float32(0))
-    codes = np.rint(chunks * factor[:, :, None]).reshape(M, -1)[:, :K]
+    codes = np.rint(chunks * factor[:, :, None]).reshape(M, round_up(K, CHUNK))[:, :K]
     return codes.astype(np.float64), np.where(counts, greatest / np.float32(127), np.float32(0))
 
 

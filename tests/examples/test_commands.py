@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
-GPT2, LLAMA2 = ROOT / "examples" / "gpt2", ROOT / "examples" / "llama2"
+GPT2, LLAMA2, RWKV = (ROOT / "examples" / name for name in ("gpt2", "llama2", "rwkv"))
 PROMPT = "My name is Lewis and I like to"
 
 
@@ -81,6 +81,15 @@ def test_llama2_answers() -> None:
     assert "decode_step: 8" in err
 
 
+def test_rwkv_writes_on() -> None:
+    out, err = run(RWKV, "--config-name=sharding", "model.max_loop=12")
+    assert out.startswith(PROMPT)
+    assert len(out) > len(PROMPT) + 10
+    assert "decode_step: 12" in err
+    replica = run(RWKV, "--config-name=tp", "global_args.num_replicas=1", "model.max_loop=12", "stream=false")
+    assert replica[0] == out
+
+
 def test_cfg_job() -> None:
     out, _ = run(GPT2, "--cfg", "job", "model=gpt2-xl", "model.topk=5")
     config = yaml.safe_load(out)
@@ -92,6 +101,7 @@ def test_cfg_job() -> None:
         "session",
         "model",
         "inputs",
+        "plan",
     }
     assert (config["model"]["hf_model_name"], config["model"]["topk"]) == ("gpt2-xl", 5)
 
@@ -197,8 +207,7 @@ def test_a_mistake_is_one_sentence(arguments: list[str], message: str) -> None:
 
 def test_wrong_layer_per_ipu() -> None:
     _, err = run(GPT2, "model.layer_per_ipu=[1,1]", code=1)
-    assert "layer_per_ipu" in err
-    assert "the model has 4" in err
+    assert "layer_per_ipu sums to 2, model has 4 layers; try [2,2]" in err
     assert "Traceback" not in err
 
 
@@ -302,3 +311,44 @@ def test_compile_only_saves_a_model_that_loads(tmp_path: Path) -> None:
 )
 def test_wrong_flags(flags: tuple[str, ...], message: str) -> None:
     assert message in run(GPT2, *flags, code=1)[1]
+
+
+def test_a_file_that_is_no_yaml(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("defaults: [sharding, _self_]\nmodel: {max_loop: [3}\n")
+    _, err = run(GPT2, "--config-dir", str(tmp_path), "--config-name=mine", code=1)
+    assert err.startswith(f"error: {tmp_path / 'mine.yaml'}, line 2, column ")
+    assert err.endswith("Correct the file.\n")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["stream=false"]], ids=["stream", "one call"])
+def test_output_that_finds_no_room(arguments: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "inference.py", "model.max_loop=3", *arguments],
+            cwd=GPT2,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "error: Writing failed: No space left on device. Free some disk space, or write to another place."
+    )
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+def test_a_home_that_cannot_be_written() -> None:
+    """Nothing is needed there; what is asked for there is an error of one sentence."""
+    home = "/proc/nowhere"
+    assert run(GPT2, "model.max_loop=3", HOME=home)[0] == run(GPT2, "model.max_loop=3")[0]
+    for key, problem in (
+        ("session.execution_cache_name", f"error: Cannot write to {home}/x/y: "),
+        ("session.profile_name", f"error: Cannot write profiles to {home}/x/y: "),
+    ):
+        _, err = run(GPT2, f'{key}="~/x/y"', code=1, HOME=home)
+        assert any(line.startswith(problem) for line in err.splitlines()), err
+        assert "Traceback" not in err

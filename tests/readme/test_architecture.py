@@ -29,7 +29,8 @@ ALLOWED = {
     "layers": {"ops", "step", "build", "graph", "checkpoint", "positions", "attention_rules"},
     "nn": {"build", "checkpoint", "positions", "attention_rules"},
     "training": {"nn", "build", "checkpoint", "graph", "program", "rules", "utils", "validation"},
-    "models": {"layers", "ops", "step", "build", "graph", "checkpoint", "utils"},
+    "models": {"layers", "ops", "step", "build", "graph", "checkpoint", "placement", "utils"},
+    "ipu": {"graph", "placement", "state"},
 }
 NEED_TORCH = ("nn", "training")
 OF_TRAINING = [["poptransformer", name] for name in NEED_TORCH]

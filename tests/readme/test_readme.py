@@ -21,6 +21,7 @@ from poptransformer.config import (
     GlobalArgs,
     InputsConfig,
     ModelConfig,
+    PlanConfig,
     QuantizationConfig,
     Section,
     SessionConfig,
@@ -165,10 +166,10 @@ def overrides() -> Iterator[tuple[str, str]]:
 def test_overrides_name_known_keys(page: str, key: str) -> None:
     sections: list[type[Section]] = [
         *(TopLevel, GlobalArgs, QuantizationConfig),
-        *(SessionConfig, ModelConfig, InputsConfig),
+        *(SessionConfig, ModelConfig, InputsConfig, PlanConfig),
     ]
     known = {f"{s.NAME}.{name}".lstrip(".") for s in sections for name in s.names()}
-    assert key in known | {"model"}
+    assert key in known | {"model", "device"}
 
 
 # ---- keys -----------------------------------------------------------------------------------------------------

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 from pathlib import Path
 
 import pytest
@@ -87,3 +90,48 @@ def test_our_own_errors_are_sentences_already() -> None:
 
 def test_other_errors_are_not_the_users() -> None:
     assert describe(ZeroDivisionError("x")) is None
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+FILES = {
+    "unclosed": ("model:\n  topk: [1, 2\n  seed: 3\n", r"line 3, column 7: expected ',' or '\]', but got ':' while "),
+    "nested": ("a: b: c\n", "line 1, column 5: mapping values are not allowed here"),
+    "tabs": ("model:\n\ttopk: 1\n", r"line 2, column 1: found character '\\t' that cannot start any token"),
+    "twice": ("model:\n  topk: 1\n  topk: 2\n", "line 3, column 3: found duplicate key topk"),
+    "code": (
+        'x: !!python/object/apply:os.system ["exit"]\n',
+        "line 1, column 4: could not determine a constructor for",
+    ),
+    "control": ("x: \x07\n", "unacceptable character #x0007: special characters are not allowed"),
+    "latin1": (b"x: caf\xe9\n", "must be YAML in UTF-8, found byte 0xe9 at 6"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_that_are_no_yaml(conf: Path, name: str) -> None:
+    content, problem = FILES[name]
+    path = conf / f"{name}.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    base_config.register()
+    with initialize_config_dir(str(conf), version_base="1.3"), pytest.raises(Exception) as error:
+        compose(name)
+    text = describe(error.value)
+    assert text is not None
+    assert re.search(problem, text), text
+    assert "\n" not in text
+    assert str(path) in text or name == "control"  # YAML's reader names no file
+
+
+def test_text_that_no_configuration_holds_is_no_fault_of_it() -> None:
+    assert describe(UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")) is None
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_full_disks(number: int) -> None:
+    problem = os.strerror(number)
+    text = describe(OSError(number, problem))
+    assert text == f"Writing failed: {problem}. Free some disk space, or write to another place."
+    text = describe(OSError(number, problem, "/data/x"))
+    assert text == f"Writing /data/x failed: {problem}. Free some disk space, or write to another place."
+    assert describe(OSError(errno.EACCES, "Permission denied")) is None

@@ -82,13 +82,28 @@ def test_wrong_settings(source: Any, settings: dict[str, Any], problem: str) -> 
         ({"precision": "fp16"}, "was saved with precision fp32, not fp16. Load it without precision"),
         ({"precision": {"*": "int4"}}, r"was saved with precision fp32, not \{\"\*\": \"int4\"\}"),
         ({"max_length": 32}, "was saved with max_length 64, not 32. Load it without max_length"),
+        ({"fuse": False}, "was saved with fuse True, not False. Load it without fuse"),
+        ({"model_type": "tp"}, "was saved with model_type shard, not tp. Load it without model_type"),
+        ({"fp8_cache": True}, "was saved with fp8_cache False, not True. Load it without fp8_cache"),
         ({"quantization": {"int4_block": 64}}, "was saved with int4_block 32, not 64. Load it without int4_block"),
     ],
 )
 def test_a_saved_model_keeps_its_settings(settings: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         poptransformer.load(tiny.saved(), **settings)
-    poptransformer.load(tiny.saved(), precision="fp32", max_length=64, quantization={"int4_block": 32})
+    same = {"model_type": "shard", "fuse": True, "fp8_cache": False, "quantization": {"int4_block": 32}}
+    poptransformer.load(tiny.saved(), precision="fp32", max_length=64, **same)
+
+
+def test_a_saved_model_knows_how_it_was_built() -> None:
+    folder = poptransformer.load(tiny.folder(), model_type="tp", fuse=False).save(tiny.new_folder("tp") / "model")
+    expected = tiny.reference_ids(PROMPT)
+    assert poptransformer.load(folder).generate(PROMPT, max_new_tokens=12) == expected
+    assert poptransformer.load(folder, model_type="tp", fuse=False).generate(PROMPT, max_new_tokens=12) == expected
+    with pytest.raises(ConfigError, match="was saved with fuse False, not True"):
+        poptransformer.load(folder, fuse=True)
+    with pytest.raises(ConfigError, match="was saved with model_type tp, not shard"):
+        poptransformer.load(folder, model_type="shard")
 
 
 def test_an_unknown_architecture() -> None:

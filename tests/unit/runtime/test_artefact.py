@@ -209,3 +209,28 @@ def test_a_killed_process_leaves_no_model() -> None:
     assert not folder.exists()
     assert not any(artefact.is_artefact(path) for path in folder.parent.iterdir())
     assert works(tiny.engine().save(folder))
+
+
+LIMITED = """
+import resource, signal, sys
+import poptransformer
+
+engine = poptransformer.load(sys.argv[1])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
+try:
+    engine.save(sys.argv[2])
+except poptransformer.errors.PopTransformerError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("limit", [0, 5_000, 50_000])
+def test_a_disk_that_takes_no_more(limit: int) -> None:
+    """Weights do not fit, or not even a graph: the kernel's own error, in whatever write it comes."""
+    folder = tiny.new_folder() / "model"
+    command = [sys.executable, "-c", LIMITED, str(tiny.folder()), str(folder), str(limit)]
+    done = subprocess.run(command, timeout=60, check=True, capture_output=True, text=True)
+    expected = f"Writing the model to {folder} failed: File too large. Free some disk space or choose another folder.\n"
+    assert done.stdout == expected
+    assert os.listdir(folder.parent) == []

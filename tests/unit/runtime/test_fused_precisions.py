@@ -14,8 +14,6 @@ from poptransformer.engine import Engine
 from poptransformer.runtime import SessionSettings
 from tests.unit.runtime import tiny
 
-pytest.importorskip("poptransformer.recipe", reason="the quantize pass is not there")
-
 FAMILIES = ["llama", "gpt2"]
 PRECISIONS = ["fp16", "bf16", "int8", "int4", "fp8", "fp8_weight"]
 IDS = [tiny.PROMPTS[0]]

@@ -20,10 +20,12 @@ import json, sys
 import numpy as np
 import onnxruntime as ort
 
-folder, requests = sys.argv[1], json.load(sys.stdin)
+folder, library, requests = *sys.argv[1:3], json.load(sys.stdin)
 options = ort.SessionOptions()
 options.log_severity_level = 3
 options.intra_op_num_threads = 1
+if library:
+    options.register_custom_ops_library(library)
 sessions, answers = {}, []
 for file, feeds in requests:
     if file not in sessions:
@@ -38,11 +40,11 @@ json.dump(answers, sys.stdout)
 Request = tuple[str, dict[str, Any]]
 
 
-def ask(folder: object, *requests: Request) -> list[dict[str, Any]]:
-    """Runs saved files in a process of their own; a feed is (values, dtype)."""
+def ask(folder: object, *requests: Request, library: object = "") -> list[dict[str, Any]]:
+    """Runs saved files in a process of their own, with or without the library; a feed is (values, dtype)."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, "-c", PLAIN, str(folder)],
+        [sys.executable, "-c", PLAIN, str(folder), str(library)],
         input=json.dumps(requests),
         capture_output=True,
         text=True,

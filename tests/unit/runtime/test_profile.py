@@ -135,3 +135,34 @@ def test_the_most_expensive_layer_comes_first() -> None:
 
 def test_an_empty_table() -> None:
     assert format_table({}).splitlines()[1].split()[:2] == ["total", "0"]
+
+
+# -- full disks -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "precision"), [("layers.txt", "fp32"), ("quantization.txt", "int8")])
+def test_a_table_that_finds_no_room(name: str, precision: str) -> None:
+    folder = tiny.new_folder()
+    (folder / name).symlink_to("/dev/full")
+    message = f"Cannot write profiles to {folder / name}: No space left on device. Choose another session.profile_name."
+    with pytest.raises(PopTransformerError) as error:
+        session = tiny.compiled_session(tiny.model(precision=precision), profile_name=str(folder))
+        session.run(tiny.inputs(tiny.PROMPTS[0]))
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("content", ["", '[{"cat": "Node"'])
+def test_a_profile_of_onnxruntime_that_was_cut_short(content: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny.new_folder()
+    (folder / "cut.json").write_text(content)
+    runtime = tiny.engine().runtime
+    monkeypatch.setattr(runtime, "end_profiling", lambda: [str(folder / "cut.json")])
+    with pytest.raises(PopTransformerError, match=r"onnxruntime's profile .*cut\.json is incomplete .*Free some disk"):
+        write_profile(runtime, folder)
+
+
+def test_folders_of_the_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tiny.new_folder("home")
+    monkeypatch.setenv("HOME", str(home))
+    tiny.compiled_session(tiny.model(), profile_name="~/profile").run(tiny.inputs(tiny.PROMPTS[0]))
+    assert (home / "profile" / "layers.txt").is_file()

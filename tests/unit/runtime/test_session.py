@@ -143,5 +143,11 @@ def test_a_session_compiles_models_in_turn() -> None:
 
 def test_placement_must_add_up() -> None:
     for placement in ([1], [1, 2], [3, 0]):
-        with pytest.raises(ConfigError, match=r"layer_per_ipu .* places .* but the model has 2"):
+        with pytest.raises(ConfigError, match=r"layer_per_ipu sums to \d, model has 2 layers; try \["):
             session(layer_per_ipu=placement)
+
+
+def test_a_session_builds_from_no_saved_model() -> None:
+    """Settings such as `session.fuse` cannot change what is built, so none is taken in silence."""
+    with pytest.raises(PopTransformerError, match=r"is a saved model, .*; open it with poptransformer\.load\("):
+        tiny.compiled_session(tiny.model(tiny.saved()), fuse=False)
