@@ -88,26 +88,12 @@ class RandomStateDict(StateDict):
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
 
-    def for_shapes(self) -> StateDict:
-        """Return one that draws nothing: its weights are zeros that take no memory."""
-        return _Shapes(self.seed, self.std, self.source).updated(self._tensors)
-
     def renamed(self, rename: Callable[[str], str | None]) -> StateDict:
         """Return itself: a weight of any name can be drawn."""
         return self
 
     def updated(self, tensors: Mapping[str, TensorLike]) -> StateDict:
         """Return a state dict in which the given tensors are fixed and all others are random."""
-        other = type(self)(self.seed, self.std, self.source)
+        other = RandomStateDict(self.seed, self.std, self.source)
         other._tensors = {**self._tensors, **{key: LazyTensor.wrap(value) for key, value in tensors.items()}}
         return other
-
-
-class _Shapes(RandomStateDict):
-    """Zeros of any name and shape, each a view of a single number."""
-
-    def _announce(self) -> None:
-        """Says nothing: no weight is random here."""
-
-    def _draw(self, key: str, shape: tuple[int, ...]) -> np.ndarray:
-        return np.broadcast_to(np.float32(0), shape)

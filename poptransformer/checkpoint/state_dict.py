@@ -111,10 +111,6 @@ class StateDict(Mapping[str, np.ndarray]):
         """Return a tensor's size in bytes once it is read."""
         return math.prod(self.shape(key)) * self.dtype(key).itemsize
 
-    def for_shapes(self) -> StateDict:
-        """Return a state dict for a graph of which only shapes matter: itself, as it reads no tensor before its use."""
-        return self
-
     def renamed(self, rename: Callable[[str], str | None]) -> StateDict:
         """Return the same tensors under other names; nothing is read.
 

@@ -7,9 +7,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from omegaconf import DictConfig
 
 from poptransformer.build import Build, use_build
+from poptransformer.checkpoint.blank_weights import BlankStateDict
+from poptransformer.checkpoint.random_weights import RandomStateDict
 from poptransformer.errors import ConfigError
 from poptransformer.state import BATCH, CHOSEN, SLOTS, TOKENS
 from poptransformer.utils.logging import set_up_logging
@@ -60,7 +63,9 @@ def _validate(checked: CheckedConfig) -> None:
     with use_build(build):
         model: HFModel = make_model(checked)
         if not model.is_built:
-            model.checkpoint.state_dict = model.checkpoint.state_dict.for_shapes()
+            weights = model.checkpoint.state_dict
+            if isinstance(weights, RandomStateDict):  # those of files are read when they are used, and here none is
+                model.checkpoint.state_dict = BlankStateDict(np.dtype(np.float32), weights.source)
             model.build_graph()
     sizes = {BATCH: build.batch_size, TOKENS: model.max_length, SLOTS: model.max_length, CHOSEN: 1}
     program = ir.Model(model.graph.ir_graph, ir_version=IR_VERSION)
