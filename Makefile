@@ -104,7 +104,8 @@ sanitize: $(BUILD)/sanitize/$(LIBRARY) ## compile them with the address and unde
 
 sanitize-thread: $(BUILD)/sanitize-thread/$(LIBRARY) ## compile them with the thread sanitizer
 	@echo 'custom ops: $<'
-	@echo "load it with LD_PRELOAD='$$($(CXX) -print-file-name=libtsan.so)' POPTRANSFORMER_OPS_LIBRARY=$(abspath $<)"
+	@echo "load it with LD_PRELOAD='$$($(CXX) -print-file-name=libtsan.so)'" \
+	  'TSAN_OPTIONS=ignore_noninstrumented_modules=1:die_after_fork=0 POPTRANSFORMER_OPS_LIBRARY=$(abspath $<)'
 
 # ---- Python --------------------------------------------------------------------------------------------------------------
 
