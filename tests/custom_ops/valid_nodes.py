@@ -92,7 +92,7 @@ def round_to_float8(rows: int = 2) -> Node:
 
 
 def attention(cache: str = "float32", rotary_dim: int = 0, batch: int = 2, tokens: int = 3) -> Node:
-    case = AttentionCase(batch, tokens, 4, 2, 8, 6, [1, 3][:batch], cache, rotary_dim, prefix=[2, 1][:batch])
+    case = AttentionCase(batch, tokens, 4, 2, 8, 6, [1, 3][:batch], cache, rotary_dim, prefix=[1, 1][:batch])
     caches = ["past_key", "past_value", "past_lengths", "prefix_lengths"]
     names = ["query", "key", "value", *["cos", "sin"] * (rotary_dim > 0), *caches]
     inputs = dict(zip(names, case.inputs(), strict=True))
