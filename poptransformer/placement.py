@@ -8,6 +8,20 @@ from collections.abc import Sequence
 from poptransformer.errors import ConfigError
 
 
+def check_placement(layer_per_ipu: Sequence[int], layers: int) -> None:
+    """Raises unless stages hold whole numbers of layers, which add up to the model's.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    if any(not isinstance(count, int) or count < 0 for count in layer_per_ipu):
+        raise ConfigError(
+            f"layer_per_ipu must hold numbers of layers, 0 or more, that add up to {layers}, found "
+            f"{list(layer_per_ipu)}."
+        )
+    check_sum(layer_per_ipu, layers)
+
+
 def check_sum(layer_per_ipu: Sequence[int], layers: int) -> None:
     """Raises unless the numbers add up to the model's layers, and says what would.
 

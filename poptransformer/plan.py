@@ -139,8 +139,7 @@ def runnable_yaml(config: DictConfig, plan: Plan, words: list[str]) -> str:
     values = OmegaConf.to_container(config, resolve=True)
     content: dict[str, Any] = {str(key): value for key, value in values.items()} if isinstance(values, dict) else {}
     device = content.pop("device", None)
-    for group in ("plan",):
-        content.pop(group, None)
+    content.pop("plan", None)
     content["global_args"]["num_replicas"] = plan.replicas
     if plan.replicas > 1:
         content["global_args"]["model_type"] = "tp"

@@ -60,7 +60,7 @@ class Rectangle {
     }
   }
 
-  /// Rows are taken in groups of about equal height: each group decodes the tiles anew, and one row costs as much as four.
+  /// Rows are taken in groups of about equal height, for each group decodes the tiles anew.
   void multiply_tiles(IntegerTile* call, int tiles, Range rows) const {
     const int64_t count = rows.end - rows.begin;
     const int groups = static_cast<int>((count + tiles_.max_rows - 1) / tiles_.max_rows);

@@ -21,7 +21,7 @@ from poptransformer.checkpoint.hf_config import HFConfig
 from poptransformer.checkpoint.lazy_array import LazyArray, reordered_rows
 from poptransformer.checkpoint.mapped_file import release
 from poptransformer.checkpoint.open import open_checkpoint, open_checkpoint_files, random_checkpoint
-from poptransformer.checkpoint.packed_rows import packed_rows
+from poptransformer.checkpoint.packed_rows import packed_rows, unpacked_rows
 from poptransformer.checkpoint.state_dict import LazyTensor, StateDict
 from poptransformer.checkpoint.tokenizer import Tokenizer
 from poptransformer.checkpoint.weight_files import SAVED_MODEL
@@ -50,4 +50,5 @@ __all__ = [
     "release",
     "reordered_rows",
     "save_checkpoint_files",
+    "unpacked_rows",
 ]

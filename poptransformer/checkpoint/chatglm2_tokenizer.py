@@ -9,14 +9,13 @@ prompt that spells one out is tokenized as words. Only what a chat template writ
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from poptransformer.checkpoint.files import write_bytes, write_text
+from poptransformer.checkpoint.files import write_bytes, write_json
 from poptransformer.checkpoint.sentencepiece_model import SentencePieceModel, read_sentencepiece
 from poptransformer.checkpoint.tokenizer import Tokenizer, TokenizerSettings
 
@@ -115,8 +114,7 @@ class ChatGLM2Backend:
     def save(self, folder: Path, config: Mapping[str, Any]) -> None:
         """Write the files of the hub's checkpoint, without its code."""
         write_bytes(folder / MODEL_FILE, self._data)
-        config = {"tokenizer_class": TOKENIZER_CLASS, **config}
-        write_text(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        write_json(folder / "tokenizer_config.json", {"tokenizer_class": TOKENIZER_CLASS, **config})
 
 
 def load_chatglm2_tokenizer(folder: Path, chat_template: str | None, stop_token_ids: tuple[int, ...]) -> Tokenizer:

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from poptransformer.checkpoint.errors import TokenizerError
-from poptransformer.checkpoint.files import write_text
+from poptransformer.checkpoint.files import write_json
 from poptransformer.checkpoint.hf_config import HFConfig
 from poptransformer.checkpoint.state_dict import StateDict
 from poptransformer.checkpoint.tokenizer import Tokenizer
@@ -91,12 +90,8 @@ def save_checkpoint_files(checkpoint: Checkpoint, folder: Path | str) -> None:
     folder = Path(folder)
     tokenizer = checkpoint.tokenizer if checkpoint.has_tokenizer else None
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "config.json", _json(checkpoint.config.raw))
+    write_json(folder / "config.json", checkpoint.config.raw)
     if checkpoint.generation_config:
-        write_text(folder / "generation_config.json", _json(checkpoint.generation_config))
+        write_json(folder / "generation_config.json", checkpoint.generation_config)
     if tokenizer is not None:
         tokenizer.save(folder)
-
-
-def _json(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"

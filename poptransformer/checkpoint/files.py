@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 
 def write_text(path: Path, text: str) -> None:
@@ -16,6 +19,16 @@ def write_text(path: Path, text: str) -> None:
         text: Its content.
     """
     write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file atomically, as Hugging Face's libraries lay theirs out.
+
+    Args:
+        path: The file; its folder must exist.
+        value: Its content.
+    """
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -8,6 +8,7 @@ There a linear layer has `weight` int8 `[N, K]`, or `[N, K / 2]` with two signed
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import numpy as np
@@ -17,6 +18,23 @@ from poptransformer.checkpoint.lazy_array import LazyArray, PackedBlocks
 from poptransformer.checkpoint.state_dict import LazyTensor, StateDict
 
 LAYOUTS = {4: "int4-rows", 8: "int8-rows"}
+_WEIGHT, _SCALE = ".weight", "_scale"
+
+
+def unpacked_rows(state_dict: StateDict, bits_of: Callable[[str], int]) -> StateDict:
+    """Gives all packed matrices as the float matrices that they stand for, unread, and leaves out their scales.
+
+    Args:
+        state_dict: the checkpoint's tensors.
+        bits_of: key of a packed weight -> 4 or 8.
+
+    Raises:
+        CorruptCheckpointError: as `packed_rows`.
+    """
+    scale_of = {key.removesuffix(_SCALE): key for key in state_dict if key.endswith(_WEIGHT + _SCALE)}
+    packed = {key: packed_rows(state_dict, key, scale, bits_of(key)) for key, scale in scale_of.items()}
+    scales = set(scale_of.values())
+    return state_dict.updated(packed).renamed(lambda key: None if key in scales else key)
 
 
 def packed_rows(state_dict: StateDict, weight_key: str, scale_key: str, bits: int = 4) -> LazyTensor:

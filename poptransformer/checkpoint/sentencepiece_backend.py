@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from poptransformer.checkpoint.errors import CorruptCheckpointError, TokenizerError
-from poptransformer.checkpoint.files import write_bytes, write_text
+from poptransformer.checkpoint.files import write_bytes, write_json
 
 
 def read_sentencepiece(path: Path) -> Any:
@@ -109,5 +108,4 @@ class SentencePieceBackend:
     def save(self, folder: Path, config: Mapping[str, Any]) -> None:
         """Write the model's file and `tokenizer_config.json`; `AutoTokenizer` needs the checkpoint's class as well."""
         write_bytes(folder / self.path.name, self.model.serialized_model_proto())
-        content = json.dumps({**config, **self.config}, indent=2, ensure_ascii=False) + "\n"
-        write_text(folder / "tokenizer_config.json", content)
+        write_json(folder / "tokenizer_config.json", {**config, **self.config})

@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from poptransformer.checkpoint.files import write_text
+from poptransformer.checkpoint.files import write_json, write_text
 
 _SPACE = "\u2581"  # SentencePiece's visible space
 
@@ -59,8 +58,7 @@ class FastBackend:
         """Write `tokenizer.json` and `tokenizer_config.json`."""
         write_text(folder / "tokenizer.json", self.inner.to_str())
         # The generic class reads tokenizer.json as it is; others rebuild parts of it from their own defaults.
-        config = {"tokenizer_class": "PreTrainedTokenizerFast", **config}
-        write_text(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **config})
 
 
 @functools.cache

@@ -83,22 +83,29 @@ def search(
         max_ipus: IPUs that may be reserved; the device's own limit by default.
     """
     limit = min(max_ipus or device.max_ipus, device.max_ipus)
-    rejected: dict[int, str] = {}
-    plans: list[Plan] = []
-    for count in replicas or powers_of_two(limit):
-        try:
-            variants = replica_variants(graph, device, workload, count)
-        except ConfigError as error:
-            rejected[count] = str(error)
-            continue
-        plans += plans_of(variants, limit // count)
-    return Search(tuple(plans), rejected)
+    counts = replicas or powers_of_two(limit)
+    return _tried(graph, device, workload, counts, lambda variants, count: plans_of(variants, limit // count))
 
 
 def fixed_stages(
     graph: StepGraph, device: Device, workload: Workload, layer_per_ipu: Sequence[int], replicas: Iterable[int]
 ) -> Search:
     """Costs given stages for several numbers of replicas; what does not fit is left out."""
+
+    def first_that_fits(variants: Sequence[Replica], count: int) -> list[Plan]:
+        return [plan for plan in (evaluate(replica, layer_per_ipu) for replica in variants) if plan.fits][:1]
+
+    return _tried(graph, device, workload, replicas, first_that_fits)
+
+
+def _tried(
+    graph: StepGraph,
+    device: Device,
+    workload: Workload,
+    replicas: Iterable[int],
+    plans_for: Callable[[Sequence[Replica], int], list[Plan]],
+) -> Search:
+    """Collects the plans for several numbers of replicas, and why some numbers cannot be."""
     rejected: dict[int, str] = {}
     plans: list[Plan] = []
     for count in replicas:
@@ -106,8 +113,8 @@ def fixed_stages(
             variants = replica_variants(graph, device, workload, count)
         except ConfigError as error:
             rejected[count] = str(error)
-            continue
-        plans += [plan for plan in (evaluate(replica, layer_per_ipu) for replica in variants) if plan.fits][:1]
+        else:
+            plans += plans_for(variants, count)
     return Search(tuple(plans), rejected)
 
 

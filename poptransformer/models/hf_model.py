@@ -25,7 +25,7 @@ from poptransformer.checkpoint import (
 )
 from poptransformer.errors import ConfigError, GraphError
 from poptransformer.graph import Graph
-from poptransformer.placement import check_sum
+from poptransformer.placement import check_placement
 from poptransformer.step import StateSpec, Step
 from poptransformer.utils.progress import progress
 
@@ -234,7 +234,8 @@ class HFModel:
             GraphError: `build_model_graph` returned something else than logits.
         """
         self._check_family()
-        self._check_placement()
+        if self.build.layer_per_ipu is not None:
+            check_placement(self.build.layer_per_ipu, self.num_layers)
         self.graph = Graph(type(self).__name__)
         state_dict = self.process_hf_model_state_dict(self.checkpoint.state_dict)
         with progress("loading", total=len(state_dict) or None) as advance:
@@ -278,17 +279,6 @@ class HFModel:
                 f"{self.checkpoint.source} is of another architecture with the same model_type {found}, which "
                 f"{type(self).__name__} does not build. Use the example of that model, or another checkpoint."
             )
-
-    def _check_placement(self) -> None:
-        placed = self.build.layer_per_ipu
-        if placed is None:
-            return
-        if any(not isinstance(n, int) or n < 0 for n in placed):
-            raise ConfigError(
-                f"layer_per_ipu must hold numbers of layers, 0 or more, that add up to {self.num_layers}, "
-                f"found {list(placed)}."
-            )
-        check_sum(placed, self.num_layers)
 
     # -- inputs and outputs -------------------------------------------------------------------------------------
 

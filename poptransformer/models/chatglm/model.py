@@ -7,16 +7,15 @@ import re
 
 import onnx_ir as ir
 
-from poptransformer.checkpoint import HFConfig, StateDict, packed_rows
+from poptransformer.checkpoint import HFConfig, StateDict, unpacked_rows
 from poptransformer.errors import ConfigError
 from poptransformer.graph import Graph
 from poptransformer.layers import BaseLayer, Embedding, LayerNorm, LMHead
-from poptransformer.models.chat_model import HFChatModel
 from poptransformer.models.chatglm.layers import ChatGLMBlock, head_dim_of
 from poptransformer.models.chatglm.prompt import HalfPrecisionRotary, MarkIds, read_prompt
+from poptransformer.models.chatglm_family import HFChatGLMModel
 from poptransformer.step import Step
 
-_SCALE = ".weight_scale"
 # ASCII punctuation beside a Chinese character, and what the original's chat makes of it.
 _FULL_WIDTH = str.maketrans(",!:;?", "，！：；？")
 _PUNCTUATION = re.compile(r"(?<=[\u4e00-\u9fff])[,!:;?]|[,!:;?](?=[\u4e00-\u9fff])")
@@ -47,7 +46,7 @@ class ChatGLMTransformer(BaseLayer):
             return self.final_layernorm(graph, step.chosen(x))
 
 
-class ChatGLMDecModel(HFChatModel):
+class ChatGLMDecModel(HFChatGLMModel):
     """ChatGLM-6B language model.
 
     A prompt is a context, `[gMASK]` and BOS, which the tokenizer adds; it comes in one step.
@@ -66,15 +65,13 @@ class ChatGLMDecModel(HFChatModel):
         """Gives packed weights (chatglm-6b-int4, -int8) as the matrices that they stand for, and leaves out buffers."""
         config = self.hf_config
         depths = {"dense_4h_to_h": config.get("inner_hidden_size") or 4 * config.hidden_size}
-        packed = {}
-        for scale in [key for key in state_dict if key.endswith(_SCALE)]:
-            key = scale.removesuffix("_scale")
+
+        def bits_of(key: str) -> int:
             depth = depths.get(key.split(".")[-2], config.hidden_size)
-            bits = 4 if 2 * state_dict.shape(key)[-1] == depth else 8
-            packed[key] = packed_rows(state_dict, key, scale, bits)
-        state_dict = state_dict.updated(packed).renamed(
-            lambda key: None if key.endswith((_SCALE, "rotary_emb.inv_freq")) else key
-        )
+            return 4 if 2 * state_dict.shape(key)[-1] == depth else 8
+
+        unpacked = unpacked_rows(state_dict, bits_of)
+        state_dict = unpacked.renamed(lambda key: None if key.endswith("rotary_emb.inv_freq") else key)
         return self.as_causal_lm(state_dict, "transformer", "word_embeddings.weight", self._is_tied)
 
     @property
@@ -88,11 +85,7 @@ class ChatGLMDecModel(HFChatModel):
                 f"{self.checkpoint.source} has position_encoding_2d false; only 2D positions are built here, which all "
                 "published checkpoints have."
             )
-        if config.get("pre_seq_len"):
-            raise ConfigError(
-                f"{self.checkpoint.source} is tuned with a prefix of {config.pre_seq_len} (P-Tuning), which is not "
-                "built here. Use a checkpoint without pre_seq_len."
-            )
+        self.refuse_prompt_tuning()
         transformer = ChatGLMTransformer(None, "transformer", config, self.num_layers)
         tied = transformer.word_embeddings if self._is_tied else None
         lm_head = LMHead(None, "lm_head", config.vocab_size, config.hidden_size, tie_weight=tied)
@@ -100,5 +93,4 @@ class ChatGLMDecModel(HFChatModel):
 
     def polish(self, answer: str) -> str:
         """Gives Chinese text its full-width punctuation, as the original's chat does."""
-        text = answer.strip().replace("[[训练时间]]", "2023年")
-        return _PUNCTUATION.sub(lambda mark: mark[0].translate(_FULL_WIDTH), text)
+        return _PUNCTUATION.sub(lambda mark: mark[0].translate(_FULL_WIDTH), super().polish(answer))

@@ -7,17 +7,14 @@ import functools
 
 import onnx_ir as ir
 
-from poptransformer.checkpoint import HFConfig, StateDict, packed_rows
-from poptransformer.errors import ConfigError
+from poptransformer.checkpoint import StateDict, unpacked_rows
 from poptransformer.graph import Graph
 from poptransformer.layers import BaseLayer, LMHead, RotaryEmbedding
-from poptransformer.models.chat_model import HFChatModel
 from poptransformer.models.chatglm2.layers import ChatGLM2Embedding, ChatGLM2Encoder
 from poptransformer.models.chatglm2.names import from_glm, with_prefix
 from poptransformer.models.chatglm2.settings import Settings
+from poptransformer.models.chatglm_family import HFChatGLMModel
 from poptransformer.step import Step
-
-_SCALE = "_scale"
 
 
 class ChatGLM2Transformer(BaseLayer):
@@ -46,7 +43,7 @@ class ChatGLM2Transformer(BaseLayer):
             return self.output_layer(graph, self.encoder(graph, x, step))
 
 
-class ChatGLM2DecModel(HFChatModel):
+class ChatGLM2DecModel(HFChatGLMModel):
     """ChatGLM2 language model."""
 
     @functools.cached_property
@@ -62,25 +59,9 @@ class ChatGLM2DecModel(HFChatModel):
         if self.hf_config.get("model_type") == "glm":
             state_dict = self.as_causal_lm(state_dict, "model", "embed_tokens.weight", self.settings.is_tied)
             return state_dict.renamed(from_glm)
-        return _unpacked(state_dict.renamed(with_prefix), self.hf_config)
+        bits = self.hf_config.get("quantization_bit") or 4
+        return unpacked_rows(state_dict.renamed(with_prefix), lambda key: bits)
 
     def build_model_graph(self) -> ir.Value:
-        if self.hf_config.get("pre_seq_len"):
-            raise ConfigError(
-                f"{self.checkpoint.source} is tuned with a prefix of {self.hf_config.pre_seq_len} (P-Tuning), which is "
-                "not built here. Use a checkpoint without pre_seq_len."
-            )
+        self.refuse_prompt_tuning()
         return ChatGLM2Transformer(None, "transformer", self.settings)(self.graph, self.step)
-
-    def polish(self, answer: str) -> str:
-        """Does what `process_response` of the checkpoint's code does."""
-        return answer.strip().replace("[[训练时间]]", "2023年")
-
-
-def _unpacked(state_dict: StateDict, config: HFConfig) -> StateDict:
-    """Gives the packed matrices of chatglm2-6b-int4 as those that they stand for, and leaves out their scales."""
-    scales = [key for key in state_dict if key.endswith(f".weight{_SCALE}")]
-    bits = config.get("quantization_bit") or 4
-    matrices = [key.removesuffix(_SCALE) for key in scales]
-    packed = {key: packed_rows(state_dict, key, scale, bits) for key, scale in zip(matrices, scales, strict=True)}
-    return state_dict.updated(packed).renamed(lambda key: None if key in scales else key)
