@@ -17,7 +17,7 @@ from poptransformer.checkpoint.errors import (
     UnsupportedCheckpointError,
 )
 from poptransformer.checkpoint.hf_config import HFConfig
-from poptransformer.checkpoint.lazy_array import LazyArray
+from poptransformer.checkpoint.lazy_array import LazyArray, PackedBlocks
 from poptransformer.checkpoint.mapped_file import release
 from poptransformer.checkpoint.open import open_checkpoint, open_checkpoint_files, random_checkpoint
 from poptransformer.checkpoint.packed_rows import packed_rows
@@ -34,6 +34,7 @@ __all__ = [
     "LazyTensor",
     "MissingConfigKeyError",
     "MissingWeightError",
+    "PackedBlocks",
     "ShapeMismatchError",
     "StateDict",
     "Tokenizer",

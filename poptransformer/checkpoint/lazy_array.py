@@ -32,21 +32,21 @@ class PackedBlocks:
 
 
 class LazyArray(np.lib.mixins.NDArrayOperatorsMixin):
-    """A float32 array whose values are computed on each read: by `numpy.asarray`, arithmetic, indexing, any method.
+    """An array whose values are computed on each read: by `numpy.asarray`, arithmetic, indexing, any method.
 
     `shape`, `dtype`, `ndim`, `size` and `nbytes` are known without reading. `.T` stays lazy and remembers the packed
     blocks; everything else gives an ordinary array.
 
     Args:
-        load: returns the values, float32 in C order.
+        load: returns the values, in C order.
         shape: the shape of what `load` returns.
         packed: the blocks behind a matrix, or None where there are none that could be used as they are.
         transposed: whether this is the transpose of what `load` returns.
         stored: the view of the mapped file that `load` reads, which `release` lets go of.
+        dtype: of what `load` returns.
     """
 
     is_lazy = True
-    dtype = np.dtype(np.float32)
 
     def __init__(
         self,
@@ -55,10 +55,12 @@ class LazyArray(np.lib.mixins.NDArrayOperatorsMixin):
         packed: PackedBlocks | None = None,
         transposed: bool = False,
         stored: np.ndarray | None = None,
+        dtype: Any = np.float32,
     ) -> None:
         self._load = load
         self._packed = packed
-        self._transposed = transposed
+        self.is_transposed = transposed
+        self.dtype = np.dtype(dtype)
         self.stored = stored
         self.shape = tuple(shape[::-1] if transposed else shape)
         self.packed = None if transposed else packed
@@ -66,8 +68,8 @@ class LazyArray(np.lib.mixins.NDArrayOperatorsMixin):
     @property
     def T(self) -> LazyArray:  # noqa: N802 - numpy's name
         """The transpose, still unread."""
-        shape = self.shape if self._transposed else self.shape[::-1]
-        return LazyArray(self._load, shape[::-1], self._packed, not self._transposed, self.stored)
+        shape = self.shape if self.is_transposed else self.shape[::-1]
+        return LazyArray(self._load, shape[::-1], self._packed, not self.is_transposed, self.stored, self.dtype)
 
     @property
     def ndim(self) -> int:
@@ -88,7 +90,7 @@ class LazyArray(np.lib.mixins.NDArrayOperatorsMixin):
         if copy is False:
             raise ValueError("The values of a LazyArray are made when they are read: copy=False cannot be had.")
         values = self._load()
-        if self._transposed:
+        if self.is_transposed:
             values = values.T
         return values if dtype is None else values.astype(dtype, copy=False)
 
