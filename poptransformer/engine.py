@@ -18,9 +18,9 @@ from poptransformer.errors import ConfigError
 from poptransformer.quantization_report import QuantizationReport
 from poptransformer.recipe import QuantizationConfig
 from poptransformer.runtime.artefact import is_artefact, load_artefact, save_artefact
-from poptransformer.runtime.compiled import CompiledModel, compile_model
+from poptransformer.runtime.compiled import CompiledModel, compile_replicas
+from poptransformer.runtime.open import Distribution, open_runtime
 from poptransformer.runtime.ort_session import SessionSettings
-from poptransformer.runtime.runtime import Runtime
 
 if TYPE_CHECKING:
     from poptransformer.models.base_model import HFModel
@@ -38,15 +38,19 @@ class Engine:
     """
 
     def __init__(
-        self, compiled: CompiledModel, checkpoint: Checkpoint, settings: SessionSettings | None = None
+        self,
+        compiled: CompiledModel,
+        checkpoint: Checkpoint,
+        settings: SessionSettings | None = None,
+        distribution: Distribution | None = None,
     ) -> None:
         self.checkpoint = checkpoint
-        self.runtime = Runtime(compiled, settings)
+        self.runtime = open_runtime(compiled, settings, distribution)
 
     @classmethod
     def from_model(cls, model: HFModel, settings: SessionSettings | None = None, fuse: bool = True) -> Engine:
-        """Compiles a model whose `build_graph` has been called."""
-        return cls(compile_model(model, fuse=fuse), model.checkpoint, settings)
+        """Compiles a model, all of its replicas."""
+        return cls(compile_replicas(model, fuse=fuse), model.checkpoint, settings)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -244,7 +248,6 @@ def load(
         model = model_class_for(checkpoint.config).from_checkpoint(
             checkpoint, max_length=max_length, fp8_cache=bool(fp8_cache)
         )
-    model.build_graph()
     return Engine.from_model(model, settings, fuse)
 
 

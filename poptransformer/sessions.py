@@ -17,7 +17,7 @@ from poptransformer import generation
 from poptransformer.engine import Engine
 from poptransformer.errors import PopTransformerError
 from poptransformer.runtime.cache import CompiledCache
-from poptransformer.runtime.compiled import CompiledModel, compile_model
+from poptransformer.runtime.compiled import CompiledModel, compile_replicas
 from poptransformer.runtime.ort_session import SessionSettings
 from poptransformer.runtime.profile import make_profile_folder, write_profile
 from poptransformer.utils.progress import progress
@@ -193,10 +193,8 @@ class Session:
     # -- inside -------------------------------------------------------------------------------------------------
 
     def _compile(self, model: HFModel) -> CompiledModel:
-        if not model.is_built:
-            model.build_graph()
         with progress("compiling"):
-            return compile_model(model, self.compiler_options, self.fuse)
+            return compile_replicas(model, self.compiler_options, self.fuse)
 
     def _rows(self, input_dict: Mapping[str, Any]) -> list[list[int]]:
         return [

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from poptransformer import ops
 from poptransformer.graph import Graph
 from poptransformer.layers.base_layer import BaseLayer
-from poptransformer.parallel import Strategy, Vocabulary, strategy_of, take, Share
+from poptransformer.parallel import Share, Strategy, Vocabulary, strategy_of, take
 
 
 class Embedding(BaseLayer):

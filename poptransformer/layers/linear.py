@@ -47,7 +47,9 @@ class Linear(BaseLayer):
     def collect_bind_layer_weights(self) -> None:
         inputs = self.strategy.inputs(self.build, self.input_size)
         outputs = self.strategy.outputs(self.build, self.output_size)
-        self.weight_id = self.add_initialized_input_tensor(take(self.load_weight(), inputs, outputs), self.key("weight"))
+        self.weight_id = self.add_initialized_input_tensor(
+            take(self.load_weight(), inputs, outputs), self.key("weight")
+        )
         if self.use_bias:
             bias = take(self.get_param_from_state_dict(self.key("bias"), [self.output_size]), outputs)
             if self.strategy.is_sum and self.build.replica > 0:

@@ -70,9 +70,7 @@ def take(array: np.ndarray, *shares: Share) -> np.ndarray:
     """
     if all(share.is_whole(size) for share, size in zip(shares, array.shape, strict=True)):
         return array
-    if isinstance(array, np.ndarray) and all(
-        len(share.ranges) == 1 and share.taken == share.size for share in shares
-    ):
+    if isinstance(array, np.ndarray) and all(len(share.ranges) == 1 and share.taken == share.size for share in shares):
         return array[tuple(slice(*share.ranges[0]) for share in shares)]
     if isinstance(array, LazyArray) and array.is_transposed:
         return take(array.T, *shares[::-1]).T  # type: ignore[arg-type]
@@ -116,9 +114,13 @@ def _packed_share(blocks: PackedBlocks, rows: Share, columns: Share) -> PackedBl
         stored = read()
         by_row = stored.reshape(blocks.rows, -1)
         width = by_row.shape[1]
-        kept = by_row if width == 1 else by_row[:, first * width // blocks.depth : math.ceil(end * width / blocks.depth)]
-        kept = np.concatenate([kept[slice(*piece)] for piece in rows.ranges])
+        kept = (
+            by_row if width == 1 else by_row[:, first * width // blocks.depth : math.ceil(end * width / blocks.depth)]
+        )
+        kept = np.concatenate([by_row[slice(*piece)] for piece in rows.ranges])
         return kept.reshape(-1) if stored.ndim == 1 else kept
 
-    parts = {name: functools.partial(part, read) for name, read in blocks.parts.items()}
+    parts: dict[str, Callable[[], np.ndarray]] = {
+        name: functools.partial(part, read) for name, read in blocks.parts.items()
+    }
     return PackedBlocks(blocks.name, blocks.layout, rows.size, columns.size, parts)

@@ -16,7 +16,7 @@ from poptransformer.errors import PopTransformerError
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from poptransformer.runtime.runtime import Runtime
+    from poptransformer.runtime.open import AnyRuntime
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def make_profile_folder(folder: Path) -> None:
         ) from error
 
 
-def write_profile(runtime: Runtime, folder: Path) -> Path | None:
+def write_profile(runtime: AnyRuntime, folder: Path) -> Path | None:
     """Ends profiling and writes `layers.txt` beside onnxruntime's own JSON files.
 
     Returns:
