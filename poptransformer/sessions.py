@@ -18,6 +18,7 @@ from poptransformer.engine import Engine
 from poptransformer.errors import PopTransformerError
 from poptransformer.runtime.cache import CompiledCache
 from poptransformer.runtime.compiled import CompiledModel, compile_replicas
+from poptransformer.runtime.distribution import Distribution
 from poptransformer.runtime.ort_session import SessionSettings
 from poptransformer.runtime.profile import make_profile_folder, write_profile
 from poptransformer.utils.progress import progress
@@ -78,6 +79,8 @@ class Session:
         profile_name: folder for a profile of the run; None takes none.
         threads: CPU threads; None uses every core this process may use.
         fuse: compute several nodes of the graph by one kernel; False runs the graph as the layers wrote it.
+        distributed: what the ranks of a model of several replicas or stages are, `threads` or `mpi` processes.
+        timeout_s: seconds that a rank of several waits for another one before all end with an error.
         log_severity: onnxruntime's log level, 0 verbose to 4 fatal.
     """
 
@@ -93,6 +96,8 @@ class Session:
         profile_name: str | None = None,
         threads: int | None = None,
         fuse: bool = True,
+        distributed: str = "threads",
+        timeout_s: float = 300.0,
         log_severity: int = 3,
     ) -> None:
         self.compiler_options = {
@@ -103,6 +108,8 @@ class Session:
             "use_loop_candidate_creator": use_loop_candidate_creator,
         }
         self.fuse = fuse
+        self.distributed = distributed
+        self.timeout_s = timeout_s
         self.cache: CompiledCache | None = None
         if execution_cache_name:
             self.cache = CompiledCache(Path(execution_cache_name), self.compiler_options, fuse)
@@ -121,7 +128,9 @@ class Session:
             make_profile_folder(self.profile_folder)
         compiled = self.cache.get(model, self._compile) if self.cache else self._compile(model)
         self._model = model
-        self._engine = Engine(compiled, model.checkpoint, self.settings)
+        micro_batch = model.build.batch_size if model.build.enable_pipeline else None
+        distribution = Distribution(timeout=self.timeout_s, micro_batch=micro_batch)
+        self._engine = Engine(compiled, model.checkpoint, self.settings, distribution)
         if self.profile_folder and compiled.info.report.packed:
             table = str(compiled.info.report)
             (self.profile_folder / "quantization.txt").write_text(f"{table}\n", encoding="utf-8")
@@ -193,8 +202,7 @@ class Session:
     # -- inside -------------------------------------------------------------------------------------------------
 
     def _compile(self, model: HFModel) -> CompiledModel:
-        with progress("compiling"):
-            return compile_replicas(model, self.compiler_options, self.fuse)
+        return compile_replicas(model, self.compiler_options, self.fuse)
 
     def _rows(self, input_dict: Mapping[str, Any]) -> list[list[int]]:
         return [
@@ -202,7 +210,9 @@ class Session:
         ]
 
     def _batches(self, rows: list[list[int]]) -> Iterator[list[list[int]]]:
-        size = self.model.build.batch_size
+        build = self.model.build
+        # A pipeline takes the batches of a step together: they are what its stages work on at the same time.
+        size = build.batch_size * (build.batch_per_step if build.enable_pipeline else 1)
         for start in range(0, len(rows), size):
             yield rows[start : start + size]
 

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from contextlib import AbstractContextManager
 
 import numpy as np
 import onnx_ir as ir
@@ -76,12 +78,20 @@ class LMHead(BaseLayer):
 
     def __call__(self, graph: Graph, x: ir.Value) -> ir.Value:
         """Maps `[B, M, D]` to `[B, M, V]`."""
-        with graph.nameScope(self.context):
+        with graph.nameScope(self.context), self._placed(graph):
             # One table serves lookup and product when tied, so the transpose stays in the graph.
             logits = ops.matmul(graph, x, ops.transpose(graph, self.weight_id, [1, 0]))
             if self.use_bias:
                 logits = ops.add(graph, logits, self.bias_id)
             return self._gathered(graph, logits) if self.is_divided else logits
+
+    def _placed(self, graph: Graph) -> AbstractContextManager[None]:
+        """On the IPU of the table: the embedding's, or the last one."""
+        if len(self.build.layer_per_ipu or ()) < 2:
+            return contextlib.nullcontext()
+        is_tied = self.tie_weight is not None and self.weight_id is self.tie_weight.weight_id
+        ipu = 0 if is_tied else self.build.last_ipu
+        return self.device_scope(graph, ipu, ipu)
 
     def _gathered(self, graph: Graph, logits: ir.Value) -> ir.Value:
         """All replicas' logits, without those of the rows that fill up the last shares."""

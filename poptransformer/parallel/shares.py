@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -61,11 +62,11 @@ class Share:
         return self == Share.whole(size)
 
 
-def take(array: np.ndarray, *shares: Share) -> np.ndarray:
+def take(array: Any, *shares: Share) -> Any:
     """Returns a share of an array: a view where that can be, and else an array that is made when it is read.
 
     Args:
-        array: a checkpoint's array, read or not.
+        array: a checkpoint's array, read or not (`LazyArray`).
         *shares: one for each axis.
     """
     if all(share.is_whole(size) for share, size in zip(shares, array.shape, strict=True)):
@@ -73,8 +74,8 @@ def take(array: np.ndarray, *shares: Share) -> np.ndarray:
     if isinstance(array, np.ndarray) and all(len(share.ranges) == 1 and share.taken == share.size for share in shares):
         return array[tuple(slice(*share.ranges[0]) for share in shares)]
     if isinstance(array, LazyArray) and array.is_transposed:
-        return take(array.T, *shares[::-1]).T  # type: ignore[arg-type]
-    return LazyArray(  # type: ignore[return-value]
+        return take(array.T, *shares[::-1]).T
+    return LazyArray(
         functools.partial(_read, array, shares),
         tuple(share.size for share in shares),
         _packed_share(array.packed, *shares) if isinstance(array, LazyArray) and array.packed else None,
@@ -120,7 +121,5 @@ def _packed_share(blocks: PackedBlocks, rows: Share, columns: Share) -> PackedBl
         kept = np.concatenate([by_row[slice(*piece)] for piece in rows.ranges])
         return kept.reshape(-1) if stored.ndim == 1 else kept
 
-    parts: dict[str, Callable[[], np.ndarray]] = {
-        name: functools.partial(part, read) for name, read in blocks.parts.items()
-    }
+    parts: dict[str, Any] = {name: functools.partial(part, read) for name, read in blocks.parts.items()}
     return PackedBlocks(blocks.name, blocks.layout, rows.size, columns.size, parts)

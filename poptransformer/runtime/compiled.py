@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import poptransformer
 from poptransformer.quantization_report import QuantizationReport
 from poptransformer.state import StateSpec
+from poptransformer.utils.progress import progress
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -55,6 +56,16 @@ class ModelInfo:
     report: QuantizationReport = QuantizationReport()
     num_replicas: int = 1
     layer_per_ipu: tuple[int, ...] = ()
+
+    @property
+    def num_stages(self) -> int:
+        """Pipeline stages."""
+        return max(1, len(self.layer_per_ipu))
+
+    @property
+    def num_ranks(self) -> int:
+        """Ranks that run the model together."""
+        return self.num_replicas * self.num_stages
 
     @property
     def has_fp8_cache(self) -> bool:
@@ -148,7 +159,8 @@ def compile_replicas(
             logger.info("building replica %d of %d", replica, model.build.num_replicas)
         if not model.is_built or model.build.replica != replica:
             model.build_graph(replica)
-        compiled.append(compile_model(model, compiler_options, fuse))
+        with progress("compiling"):
+            compiled.append(compile_model(model, compiler_options, fuse))
     return dataclasses.replace(compiled[0], peers=tuple(compiled[1:]))
 
 

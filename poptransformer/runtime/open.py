@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from poptransformer.runtime.compiled import CompiledModel
+from poptransformer.runtime.distribution import Distribution
 from poptransformer.runtime.ort_session import SessionSettings
 from poptransformer.runtime.runtime import Runtime
 from poptransformer.runtime.threaded import ThreadedRuntime
@@ -13,22 +12,11 @@ from poptransformer.runtime.threaded import ThreadedRuntime
 AnyRuntime = Runtime | ThreadedRuntime
 
 
-@dataclasses.dataclass(frozen=True)
-class Distribution:
-    """How several ranks run.
-
-    Attributes:
-        timeout: seconds that a rank waits for another one before the job ends.
-    """
-
-    timeout: float = 300.0
-
-
 def open_runtime(
     compiled: CompiledModel, settings: SessionSettings | None = None, distribution: Distribution | None = None
 ) -> AnyRuntime:
     """Returns what runs a model: one rank, or all of them as threads."""
     settings, distribution = settings or SessionSettings(), distribution or Distribution()
-    if compiled.info.num_replicas == 1:
+    if compiled.info.num_ranks == 1:
         return Runtime(compiled, settings)
-    return ThreadedRuntime(compiled, settings, distribution.timeout)
+    return ThreadedRuntime(compiled, settings, distribution)

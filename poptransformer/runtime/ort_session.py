@@ -130,9 +130,11 @@ def serialize(model: ir.Model, left_out: Mapping[str, ir.TensorProtocol]) -> byt
     """Returns the model as protobuf: references to `weights.bin` for `left_out`, all other weights inside."""
     import onnx_ir as ir
 
+    # What lies in another file comes inside however small it is: that file is not this session's.
+    inside = large_weights(model) | _external_weights(model)
     tensors: dict[str, ir.TensorProtocol] = {
         name: ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=name)
-        for name, tensor in large_weights(model).items()
+        for name, tensor in inside.items()
         if name not in left_out
     }
     for name, tensor in left_out.items():
@@ -140,6 +142,13 @@ def serialize(model: ir.Model, left_out: Mapping[str, ir.TensorProtocol]) -> byt
         tensors[name] = ir.ExternalTensor(WEIGHTS, 0, tensor.nbytes, tensor.dtype, shape=shape, name=name)
     with replaced_weights(model.graph, tensors):
         return ir.serde.serialize_model(model).SerializeToString()
+
+
+def _external_weights(model: ir.Model) -> dict[str, ir.TensorProtocol]:
+    import onnx_ir as ir
+
+    tensors = {name: value.const_value for name, value in model.graph.initializers.items()}
+    return {name: tensor for name, tensor in tensors.items() if isinstance(tensor, ir.ExternalTensor)}
 
 
 def make_session(

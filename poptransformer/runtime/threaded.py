@@ -10,41 +10,66 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from poptransformer.errors import PopTransformerError
 from poptransformer.generation import Rows, SamplingParams
 from poptransformer.parallel.communicator import Groups, ThreadGroup
 from poptransformer.runtime.compiled import CompiledModel
+from poptransformer.runtime.distribution import Distribution, rank_runtime
 from poptransformer.runtime.ort_session import SessionSettings
 from poptransformer.runtime.runtime import Runtime
+from poptransformer.runtime.staged import StagedRuntime
+from poptransformer.runtime.timeline import Event
 from poptransformer.runtime.workers import Workers
 
 
 class ThreadedRuntime:
-    """Runs a model whose replicas are threads; see `Runtime` for what its methods do.
+    """Runs a model whose replicas and stages are threads; see `Runtime` for what its methods do.
 
     Attributes:
         compiled: the first replica, with the others as its peers.
+        ranks: by number: rank `stage * replicas + replica`.
 
     Args:
         compiled: see above.
         settings: `threads` is what all ranks together may use.
-        timeout: seconds that a rank waits for another one.
+        distribution: see there.
     """
 
-    def __init__(self, compiled: CompiledModel, settings: SessionSettings, timeout: float) -> None:
+    def __init__(self, compiled: CompiledModel, settings: SessionSettings, distribution: Distribution) -> None:
         self.compiled = compiled
         self.settings = settings
-        replicas = (compiled, *compiled.peers)
-        group = ThreadGroup(len(replicas), timeout)
-        self._workers = Workers(len(replicas), [group], timeout)
-        threads = max(1, settings.num_threads // len(replicas))
+        self._distribution = distribution
+        every = (compiled, *compiled.peers)
+        replicas, stages = compiled.info.num_replicas, compiled.info.num_stages
+        if len(every) != replicas:
+            raise PopTransformerError(
+                f"{compiled.folder or 'The model'} has the weights of {len(every)} of {replicas} replicas: it was "
+                "compiled under MPI. Run it under MPI again, or compile it anew."
+            )
+        timeout = distribution.timeout
+        by_stage = [ThreadGroup(replicas, timeout, first=stage * replicas) for stage in range(stages)]
+        by_replica = [ThreadGroup(stages, timeout, first=replica, stride=replicas) for replica in range(replicas)]
+        self._workers = Workers(replicas * stages, [*by_stage, *by_replica], timeout)
+        # Stages that run in turn can have all cores each.
+        together = replicas * (stages if distribution.micro_batch else 1)
+        threads = max(1, settings.num_threads // together)
 
         def make(rank: int) -> Runtime:
+            stage, replica = divmod(rank, replicas)
+            groups = Groups(
+                replicas=by_stage[stage].join(replica) if replicas > 1 else None,
+                stages=by_replica[replica].join(stage) if stages > 1 else None,
+            )
             prefix = f"{settings.profile_prefix}-rank{rank}" if settings.profile_prefix else None
-            groups = Groups(replicas=group.join(rank))
             own = dataclasses.replace(settings, threads=threads, profile_prefix=prefix, groups=groups)
-            return Runtime(replicas[rank], own)
+            return rank_runtime(every[replica], own, stage, distribution)
 
         self.ranks = self._workers.all(make)
+
+    @property
+    def timeline(self) -> list[Event]:
+        """The last pieces of work of all ranks; empty where there are no stages."""
+        return [event for rank in self.ranks if isinstance(rank, StagedRuntime) for event in rank.timeline]
 
     @property
     def max_length(self) -> int:

@@ -84,14 +84,17 @@ def scaled(model: Any) -> Any:
     return model.eval()
 
 
-@pytest.fixture(scope="session", params=VARIANTS, ids=[variant.name for variant in VARIANTS])
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    variant: Variant = request.param
-    folder = tmp_path_factory.mktemp(variant.name)
+def make_pair(variant: Variant, folder: Path) -> Pair:
+    """Writes a variant's checkpoint to `folder`."""
     model = scaled(variant.make()).to(getattr(torch, variant.dtype))
     model.save_pretrained(folder, **variant.save)
     model_class = type(model)
     return Pair(variant, folder, lambda: model_class.from_pretrained(folder, dtype=torch.float32).eval())
+
+
+@pytest.fixture(scope="session", params=VARIANTS, ids=[variant.name for variant in VARIANTS])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return make_pair(request.param, tmp_path_factory.mktemp(request.param.name))
 
 
 @pytest.fixture(scope="session")
