@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -15,16 +17,18 @@ import numpy as np
 
 from poptransformer import generation
 from poptransformer.engine import Engine
-from poptransformer.errors import PopTransformerError
+from poptransformer.errors import ConfigError, PopTransformerError
 from poptransformer.runtime.cache import CompiledCache
 from poptransformer.runtime.compiled import CompiledModel, compile_replicas
 from poptransformer.runtime.distribution import Distribution
+from poptransformer.runtime.handshake import handshake_facts
 from poptransformer.runtime.ort_session import SessionSettings
 from poptransformer.runtime.profile import make_profile_folder, write_profile
 from poptransformer.utils.progress import progress
 
 if TYPE_CHECKING:
     from poptransformer.models.base_model import HFDecBaseModel, HFModel
+    from poptransformer.parallel.mpi import World
 
 logger = logging.getLogger(__name__)
 
@@ -120,16 +124,29 @@ class Session:
         self._performance: Performance | None = None
         self._model: HFDecBaseModel | None = None
         self._engine: Engine | None = None
+        self._world: World | None = None
 
     def compile(self, model: HFDecBaseModel) -> None:
         """Compiles `model`, or opens it from the cache; builds its graph where that is still to be done."""
         logger.info("compiling")
         if self.profile_folder:
             make_profile_folder(self.profile_folder)
-        compiled = self.cache.get(model, self._compile) if self.cache else self._compile(model)
+        distribution = self._distribution(model)
+        replica = None
+        if distribution.world is not None:
+            facts = handshake_facts(model, self.compiler_options, self.fuse)
+            distribution.world.check_alike(facts, "configuration, checkpoint and versions")
+            stages = len(model.build.layer_per_ipu or (0,))
+            replica = distribution.world.place(model.build.num_replicas, stages)[1]
+
+        def make(model: HFModel) -> CompiledModel:
+            return compile_replicas(
+                model, self.compiler_options, self.fuse, replicas=None if replica is None else [replica]
+            )
+
+        compiled = self.cache.get(model, make, replica) if self.cache else make(model)
         self._model = model
-        micro_batch = model.build.batch_size if model.build.enable_pipeline else None
-        distribution = Distribution(timeout=self.timeout_s, micro_batch=micro_batch)
+        self._world = distribution.world
         self._engine = Engine(compiled, model.checkpoint, self.settings, distribution)
         if self.profile_folder and compiled.info.report.packed:
             table = str(compiled.info.report)
@@ -160,6 +177,7 @@ class Session:
             `anchor_arrays`: `output_ids` int64 `[B, T]`, `output_lengths` int64 `[B]`, `decode_step` int64 `[]`.
         """
         rows = self._rows(input_dict)
+        self._check_inputs(rows)
         with progress("starting onnxruntime"):
             self.engine.runtime.make_ready(beams=self.model.sampling["num_beams"] > 1)
         with self._measured(rows) as answers:
@@ -177,6 +195,7 @@ class Session:
             yield self.model.build_output_dict(self.run(input_dict))["output_strings"]
             return
         rows = self._rows(input_dict)
+        self._check_inputs(rows)
         with progress("starting onnxruntime"):
             self.engine.runtime.make_ready(beams=False)
         with self._measured(rows) as answers:
@@ -201,8 +220,29 @@ class Session:
 
     # -- inside -------------------------------------------------------------------------------------------------
 
-    def _compile(self, model: HFModel) -> CompiledModel:
-        return compile_replicas(model, self.compiler_options, self.fuse)
+    def _distribution(self, model: HFModel) -> Distribution:
+        build = model.build
+        stages = len(build.layer_per_ipu or ())
+        if build.enable_pipeline and stages < 2:
+            raise ConfigError(
+                "enable_pipeline is true, but the model has one stage. Name the blocks of each stage in "
+                "model.layer_per_ipu, as in [6,6], or set global_args.enable_pipeline=false."
+            )
+        world = None
+        if self.distributed == "mpi":
+            from poptransformer.parallel.mpi import world as mpi_world
+
+            world = mpi_world()
+            world.waiter.timeout = self.timeout_s
+        return Distribution(self.timeout_s, build.batch_size if build.enable_pipeline else None, world)
+
+    def _check_inputs(self, rows: list[list[int]]) -> None:
+        """All ranks must work on the same prompts with the same settings."""
+        if self._world is not None:
+            digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+            settings = self.model.sampling | {"max_loop": self.model.max_loop, "early_stop": self.model.early_stop}
+            facts = {"inputs": digest, **{f"model.{name}": repr(value) for name, value in settings.items()}}
+            self._world.check_alike(facts, "inputs")
 
     def _rows(self, input_dict: Mapping[str, Any]) -> list[list[int]]:
         return [

@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from poptransformer.checkpoint import Checkpoint, save_checkpoint_files
+from poptransformer.checkpoint.files import sampled_hash
 from poptransformer.errors import PopTransformerError
 from poptransformer.runtime.compiled import CompiledModel, ModelInfo, replica_name
 from poptransformer.runtime.ort_session import WEIGHTS, replaced_weights
-from poptransformer.runtime.weight_file import sampled_hash, weights_to_write, write_weights
+from poptransformer.runtime.weight_file import weights_to_write, write_weights
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 from poptransformer.runtime.compiled import CompiledModel
 from poptransformer.runtime.ort_session import SessionSettings
 from poptransformer.runtime.runtime import Runtime
 from poptransformer.runtime.staged import StagedRuntime
+
+if TYPE_CHECKING:
+    from poptransformer.parallel.mpi import World
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,10 +23,12 @@ class Distribution:
         timeout: seconds that a rank waits for another one before the job ends.
         micro_batch: rows that go through the pipeline's stages together, so that the stages overlap; None lets the
             stages take all rows of a batch in turn.
+        world: all MPI ranks; None runs the ranks as threads of this process.
     """
 
     timeout: float = 300.0
     micro_batch: int | None = None
+    world: World | None = None
 
 
 def rank_runtime(compiled: CompiledModel, settings: SessionSettings, stage: int, distribution: Distribution) -> Runtime:

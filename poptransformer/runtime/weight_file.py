@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`weights.bin` of a saved model: written tensor by tensor, recognised again by samples of each."""
+"""`weights.bin` of a saved model: written tensor by tensor."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,17 +48,3 @@ def write_weights(tensors: Mapping[str, ir.TensorProtocol], path: Path) -> dict[
             )
             file.write(tensor.numpy().reshape(-1).view(np.uint8).data)
     return references
-
-
-def sampled_hash(path: Path) -> str:
-    """Hash of parts of a file: up to 1024 pages, evenly spread, its first and its last bytes among them.
-
-    A file that was only partly written has zeros where it should not, and this finds out without reading it all.
-    """
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
-        for start in np.unique(np.linspace(0, max(0, size - _PAGE), 1024).astype(np.int64)).tolist():
-            file.seek(start)
-            digest.update(file.read(_PAGE))
-    return digest.hexdigest()

@@ -54,7 +54,7 @@ def example_dir(name: str) -> str:
     hydra = GlobalHydra.instance()
     if hydra.is_initialized():
         for source in hydra.config_loader().get_sources():
-            if source.provider == "main" and source.scheme() == "file":
+            if source.provider in ("main", "command-line") and source.scheme() == "file":
                 return str(Path(source.path).parent / name)
     raise ConfigError(
         f"${{example_dir:{name}}} is in the folder above a Hydra application's conf, but none is running. "

@@ -29,7 +29,7 @@ Task = Callable[[DictConfig], Any]
 Command = Callable[[], Any]
 
 
-def hydra_main(config_path: str = "conf", config_name: str = "sharding") -> Callable[[Task], Command]:
+def hydra_main(config_path: str | None = "conf", config_name: str = "sharding") -> Callable[[Task], Command]:
     """Turns a function of a configuration into a command, as `hydra.main` does.
 
     Hydra's options (`--cfg job`, `--multirun`, `--config-name`, `--config-dir`, `--help`, completion) work as
@@ -37,7 +37,8 @@ def hydra_main(config_path: str = "conf", config_name: str = "sharding") -> Call
     and exit status 1; with HYDRA_FULL_ERROR=1 in the environment, with the complete stack trace.
 
     Args:
-        config_path: folder of the YAML files, relative to the file that defines the function.
+        config_path: folder of the YAML files, relative to the file that defines the function; None leaves it to
+            `--config-dir`.
         config_name: the YAML file to begin with, without its ending.
     """
     base_config.register()
