@@ -25,8 +25,8 @@ from poptransformer.generation import right_padded
 from poptransformer.utils import hydra_main, prepare_model_session
 
 STEPS = 64
-# Sums in another order differ in the last bits of fp32. Where inputs of packed weights are rounded to 8 bits, such a bit
-# can tip them: there the distributions are compared.
+# Sums in another order differ in the last bits of fp32. Where inputs of packed weights are rounded to 8 bits, that can
+# tip them: there the distributions are compared.
 BOUND, KL_BOUND = 1e-4, 0.05
 # What makes a configuration one of a single device.
 ONE_DEVICE: dict[str, dict[str, Any]] = {

@@ -8,18 +8,20 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from poptransformer.errors import ConfigError, PopTransformerError
 from poptransformer.parallel.communicator import Groups
+from poptransformer.parallel.mpi_board import Board
 from poptransformer.parallel.mpi_transport import MPICommunicator
 from poptransformer.parallel.mpi_wait import Waiter
 
@@ -40,8 +42,12 @@ class World:
         self._mpi = mpi
         self._comm = mpi.COMM_WORLD.Dup()
         self.rank, self.size = self._comm.rank, self._comm.size
-        self.local_size = self._comm.Split_type(mpi.COMM_TYPE_SHARED).size
-        self.waiter = Waiter(mpi, mpi.COMM_WORLD.Dup(), timeout=300.0)
+        local = self._comm.Split_type(mpi.COMM_TYPE_SHARED)
+        self.local_size = local.size
+        self.board = _open_board(local, self.rank)
+        atexit.register(self.board.close)
+        is_crowded = self.local_size > len(os.sched_getaffinity(0))
+        self.waiter = Waiter(mpi, mpi.COMM_WORLD.Dup(), self.board, timeout=300.0, is_crowded=is_crowded)
         self._groups: dict[tuple[int, int], Groups] = {}
 
     def place(self, replicas: int, stages: int) -> tuple[int, int]:
@@ -108,6 +114,16 @@ class World:
                     )
 
 
+def _open_board(local: Any, rank: int) -> Board:
+    """Makes the board of a host's ranks known to all of them, then lets it be watched."""
+    path = local.bcast(Board.create(local.size) if local.rank == 0 else None)
+    board = Board(path, local.rank, rank)
+    local.Barrier()
+    if local.rank == 0:
+        Board.watch(path)
+    return board
+
+
 @functools.cache
 def world() -> World:
     """Returns this process's place; initialises MPI.
@@ -128,7 +144,6 @@ def world() -> World:
 def quieten_others() -> None:
     """Lets rank 0 alone write to stdout and log; warnings and errors come from all, with their ranks."""
     rank = world().rank
-    prefix_errors(lambda: f"rank {rank}: ")
     if rank > 0:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
         package = logging.getLogger("poptransformer")
@@ -136,9 +151,9 @@ def quieten_others() -> None:
             logging.getLogger(name).setLevel(max(logging.WARNING, package.getEffectiveLevel()))
 
 
-_prefix: list[Callable[[], str]] = []
-
-
-def prefix_errors(prefix: Callable[[], str]) -> None:
-    """Sets what error messages of this process begin with."""
-    _prefix[:] = [prefix]
+def error_prefix() -> str:
+    """Returns what the last message of this process begins with: its rank, where it is one of several."""
+    if not world.cache_info().currsize:
+        return ""
+    world().board.close()  # the error is told: nobody needs to guess where this rank was
+    return f"rank {world().rank}: " if world().size > 1 else ""

@@ -60,6 +60,7 @@ class MPICommunicator(Communicator):
         """A C function; an exception, which cannot pass through onnxruntime, ends all ranks."""
 
         def call(node: bytes, *arguments: Any) -> int:
+            self._waiter.board.post(node)
             try:
                 function(node.decode(), *arguments)
             except BaseException as error:

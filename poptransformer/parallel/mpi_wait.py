@@ -9,11 +9,14 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from poptransformer.parallel.mpi_board import Board
+
 _ASK, _ANSWER = 1, 2
 _TESTS_AT_ONCE = 50  # before the core is offered to others
 _PATIENCE = 0.02  # seconds after which waiting is no longer a matter of microseconds
-_NAP = 0.0005
+_BLINK, _NAP = 2e-5, 5e-4
 _GRACE = 1.0  # seconds that ranks have to answer
+_FORWARDING = 0.2  # seconds that mpiexec has to pass on a message before it ends everything
 
 
 class Waiter:
@@ -22,11 +25,16 @@ class Waiter:
     Args:
         mpi: the module `mpi4py.MPI`.
         comm: a communicator of all ranks, for questions and answers only.
+        board: where this rank is, for the others of its host.
         timeout: seconds.
+        is_crowded: whether there are more ranks on this host than cores: who waits then sleeps, for it keeps others
+            from working.
     """
 
-    def __init__(self, mpi: Any, comm: Any, timeout: float) -> None:
+    def __init__(self, mpi: Any, comm: Any, board: Board, timeout: float, is_crowded: bool = False) -> None:
+        self.board = board
         self.timeout = timeout
+        self._is_crowded = is_crowded
         self._mpi = mpi
         self._comm = comm
         self._sent: list[Any] = []
@@ -45,7 +53,10 @@ class Waiter:
         while not is_done():
             waited = time.monotonic() - start
             if waited < _PATIENCE:
-                os.sched_yield()
+                if self._is_crowded:
+                    time.sleep(_BLINK)
+                else:
+                    os.sched_yield()
                 continue
             self._answer(node)
             if waited > self.timeout:
@@ -80,10 +91,14 @@ class Waiter:
 
     def abort(self, text: str) -> NoReturn:
         """Ends all ranks with an error message."""
+        self.board.close()
         sys.stderr.write(f"error: {text}\n")
         sys.stderr.flush()
+        time.sleep(_FORWARDING)
         self._mpi.COMM_WORLD.Abort(1)
-        raise SystemExit(1)
+        # MPICH returns here before mpiexec has ended the process.
+        time.sleep(_GRACE)
+        os._exit(1)
 
 
 def _names(ranks: list[int]) -> str:
