@@ -25,6 +25,7 @@ from poptransformer.generation import right_padded
 from poptransformer.utils import hydra_main, prepare_model_session
 
 STEPS = 64
+REFERENCE_TIMEOUT = 6 * 3600.0  # seconds
 # Sums in another order differ in the last bits of fp32. Where inputs of packed weights are rounded to 8 bits, that can
 # tip them: there the distributions are compared.
 BOUND, KL_BOUND = 1e-4, 0.05
@@ -97,15 +98,6 @@ def logits_of(engine: Engine, rows: Sequence[Sequence[int]], steps: int, forced:
     return np.stack(logits), np.array(tokens, np.int64).reshape(steps - 1, len(rows))
 
 
-def compare(
-    reference: tuple[np.ndarray, np.ndarray], engine: Engine, rows: Sequence[Sequence[int]]
-) -> list[StepComparison]:
-    """Runs a plan on what the reference was fed, and compares each step."""
-    expected, tokens = reference
-    found, _ = logits_of(engine, rows, len(expected), tokens)
-    return [StepComparison.of(*pair) for pair in zip(expected, found, strict=True)]
-
-
 def report(comparisons: Sequence[StepComparison]) -> str:
     """Formats the steps and their worst."""
     lines = [f"{'step':>6} {'max error':>12} {'KL (nats)':>12} {'same token':>12}"]
@@ -152,26 +144,62 @@ def one_device(config: DictConfig) -> dict[str, Any]:
 
 
 def verify(config: DictConfig, options: argparse.Namespace) -> bool:
-    """Runs both, prints the comparison; returns whether the plan is within the bound."""
-    session, model = prepare_model_session(one_device(config))
-    inputs: Mapping[str, Any] = config.inputs
-    input_dict = model.build_input_dict(**inputs)
-    pairs = zip(input_dict["input_ids"], input_dict["lengths"], strict=True)
-    rows = [ids[:length].tolist() for ids, length in pairs]
-    steps = min(options.steps, model.max_loop or options.steps, model.max_length - max(map(len, rows)))
-    reference = logits_of(session.engine, rows, max(1, steps))
-    is_float = model.build.recipe.is_float
-    del session, model  # one model in memory at a time
-    session, _ = prepare_model_session(config)
-    comparisons = compare(reference, session.engine, rows)
+    """Runs both, prints the comparison; returns whether the plan is within the bound.
+
+    Under MPI rank 0 runs the model in one piece, compares, and decides.
+    """
+    world = _world(config)
+    reference = None
+    if world is None or world.rank == 0:
+        session, model = prepare_model_session(one_device(config))
+        rows = _rows(model, config.inputs)
+        reference = logits_of(session.engine, rows, _steps(model, rows, options.steps))
+        del session, model  # one model in memory at a time
+    if world is not None:
+        _wait_for_reference(world)
+    session, model = prepare_model_session(config)
+    rows = _rows(model, config.inputs)
+    steps = _steps(model, rows, options.steps)
+    tokens = np.zeros((steps - 1, len(rows)), np.int64) if reference is None else reference[1]
+    if world is not None:
+        world.agree(tokens, "the tokens of the reference")
+    found, _ = logits_of(session.engine, rows, steps, tokens)
+    if reference is None:
+        return True
+    comparisons = [StepComparison.of(*pair) for pair in zip(reference[0], found, strict=True)]
     info = session.engine.runtime.compiled.info
-    print(
-        f"{info.source}: {info.num_replicas} replicas x {info.num_stages} stages against one device, {info.precision}"
-    )
+    ranks = f"{info.num_replicas} replicas x {info.num_stages} stages"
+    print(f"{info.source}, {info.precision}: {ranks} against one device")
     print(report(comparisons))
-    problem = verdict(comparisons, is_float, options.bound, options.kl_bound)
+    problem = verdict(comparisons, model.build.recipe.is_float, options.bound, options.kl_bound)
     print(f"FAILED: {problem}" if problem else "ok: within the bound")
     return problem is None
+
+
+def _rows(model: Any, inputs: Mapping[str, Any]) -> list[list[int]]:
+    input_dict = model.build_input_dict(**inputs)
+    pairs = zip(input_dict["input_ids"], input_dict["lengths"], strict=True)
+    return [ids[:length].tolist() for ids, length in pairs]
+
+
+def _steps(model: Any, rows: Sequence[Sequence[int]], wanted: int) -> int:
+    return max(1, min(wanted, model.max_loop or wanted, model.max_length - max(map(len, rows))))
+
+
+def _world(config: DictConfig) -> Any:
+    """All ranks of a plan that runs under MPI."""
+    if OmegaConf.select(config, "session.distributed") != "mpi":
+        return None
+    from poptransformer.parallel.mpi import world
+
+    return world()
+
+
+def _wait_for_reference(world: Any) -> None:
+    """Lets the other ranks wait for rank 0, for as long as a model in one piece may take."""
+    timeout, world.waiter.timeout = world.waiter.timeout, REFERENCE_TIMEOUT
+    world.agree(np.zeros(1, np.int64), "the reference")
+    world.waiter.timeout = timeout
 
 
 def main() -> None:

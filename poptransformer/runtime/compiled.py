@@ -189,6 +189,8 @@ def compile_model(
     passes.matmul_to_linear(compiled)
     report = quantize(compiled, model)
     states = passes.store_caches(compiled, model.states, _cache_dtype(model))
+    if len(model.build.layer_per_ipu or ()) > 1:
+        passes.place_after_blocks(compiled)
     if fuse:
         passes.fuse(compiled)
     passes.attach_functions(compiled)

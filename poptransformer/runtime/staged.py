@@ -73,7 +73,7 @@ class StagedRuntime(Runtime):
         return self.settings.groups or Groups()
 
     def _plan(self, model: ir.Model) -> StagePlan:
-        from poptransformer.passes.stages import split_stages
+        from poptransformer.passes import split_stages
 
         states = {state.past for state in self.compiled.info.states}
         with self.compiled.lock:
