@@ -48,7 +48,7 @@ class Embedding(BaseLayer):
         self.weight_id = self.add_initialized_input_tensor(weight, self.key("weight"))
         if self.is_divided:
             # What tells the replicas apart is a weight, so that their graphs are equal.
-            first = np.array(self.rows.ranges[0][0], np.int64)
+            first = np.array([self.rows.ranges[0][0]], np.int64)
             self.first_id = self.add_initialized_input_tensor(first, self.key("first_token"))
 
     def __call__(self, graph: Graph, input_ids: ir.Value) -> ir.Value:

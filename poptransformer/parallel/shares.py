@@ -115,9 +115,8 @@ def _packed_share(blocks: PackedBlocks, rows: Share, columns: Share) -> PackedBl
         stored = read()
         by_row = stored.reshape(blocks.rows, -1)
         width = by_row.shape[1]
-        kept = (
-            by_row if width == 1 else by_row[:, first * width // blocks.depth : math.ceil(end * width / blocks.depth)]
-        )
+        if width > 1:
+            by_row = by_row[:, first * width // blocks.depth : math.ceil(end * width / blocks.depth)]
         kept = np.concatenate([by_row[slice(*piece)] for piece in rows.ranges])
         return kept.reshape(-1) if stored.ndim == 1 else kept
 
