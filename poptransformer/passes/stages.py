@@ -64,8 +64,9 @@ class _Plan:
         self.segments: list[int | None] = []
         self.transfers: dict[str, dict[int, int]] = {}
         made_in: dict[ir.Value, int | None] = {}
+        constants: set[ir.Value] = set()
         for node in graph:
-            segment = None if _is_free(node, made_in, states) else self._place(node, made_in)
+            segment = None if _is_free(node, made_in, states, constants) else self._place(node, made_in)
             self.segments.append(segment)
             made_in.update(dict.fromkeys(node.outputs, segment))
         tag = 0
@@ -144,20 +145,31 @@ class _Plan:
         return sent
 
 
-def _is_free(node: ir.Node, made_in: dict[ir.Value, int | None], states: set[str]) -> bool:
-    """Whether a node can be repeated: it reads inputs of the step, small constants and what is made of these."""
+def _is_free(node: ir.Node, made_in: dict[ir.Value, int | None], states: set[str], constants: set[ir.Value]) -> bool:
+    """Whether a node can be repeated on each stage that reads it.
+
+    It is, where it reads inputs of the step, small constants and what is made of these, or nothing but weights: those
+    that lie on a stage of their readers only. Adds what is made of weights to `constants`, if they are large.
+    """
     if node.domain == DOMAIN and node.op_type in COLLECTIVES:
         return False
-    for value in _reads(node):
-        if value.producer() is not None:
-            if made_in.get(value) is not None:
-                return False
-        elif value.const_value is not None:
-            if value.const_value.nbytes > _SMALL:
-                return False
-        elif value.name in states:
-            return False
-    return True
+    reads = list(_reads(node))
+    large = [value in constants or (value.is_initializer() and _is_large(value)) for value in reads]
+    if any(large) and all(value in constants or value.is_initializer() for value in reads):
+        constants.update(node.outputs)
+        return True
+    return not any(_is_bound(value, made_in, states, constants) for value in reads)
+
+
+def _is_bound(value: ir.Value, made_in: dict[ir.Value, int | None], states: set[str], constants: set[ir.Value]) -> bool:
+    """Whether a value lies on one stage: a state, a large weight, or something made there."""
+    if value.producer() is not None:
+        return made_in.get(value) is not None or value in constants
+    return _is_large(value) if value.const_value is not None else value.name in states
+
+
+def _is_large(value: ir.Value) -> bool:
+    return value.const_value is not None and value.const_value.nbytes > _SMALL
 
 
 def _reads(node: ir.Node) -> Iterable[ir.Value]:
