@@ -48,17 +48,19 @@ class Embedding(BaseLayer):
         self.weight_id = self.add_initialized_input_tensor(weight, self.key("weight"))
         if self.is_divided:
             # What tells the replicas apart is a weight, so that their graphs are equal.
-            first = np.array([self.rows.ranges[0][0]], np.int64)
-            self.first_id = self.add_initialized_input_tensor(first, self.key("first_token"))
+            tokens = np.array(self.rows.ranges[0], np.int64)
+            self.token_range_id = self.add_initialized_input_tensor(tokens, self.key("token_range"))
 
     def __call__(self, graph: Graph, input_ids: ir.Value) -> ir.Value:
         """Maps ids int64 `[...]` to vectors fp32 `[..., embedding_size]`."""
         with graph.nameScope(self.context):
             if not self.is_divided:
                 return ops.gather(graph, self.weight_id, input_ids)
-            row = ops.sub(graph, input_ids, self.first_id)
-            # The indices of another replica's tokens lie before or behind the table: they read row 0, and give zeros.
-            inside = graph.op("And", ops.less(graph, -1, row), ops.less(graph, row, self.rows.size))
-            found = ops.gather(graph, self.weight_id, ops.where(graph, inside, row, 0))
+            first, end = (ops.gather(graph, self.token_range_id, number) for number in (0, 1))
+            before, behind = ops.less(graph, input_ids, first), ops.less(graph, input_ids, end)
+            inside = graph.op("And", graph.op("Not", before), behind)
+            # Another replica's tokens read row 0, and give zeros.
+            row = ops.where(graph, inside, ops.sub(graph, input_ids, first), 0)
+            found = ops.gather(graph, self.weight_id, row)
             own = ops.where(graph, ops.unsqueeze(graph, inside, [-1]), found, 0.0)
             return ops.all_reduce(graph, own, self.num_replicas)

@@ -96,7 +96,7 @@ def test_an_uneven_vocabulary() -> None:
         LMHead(None, "lm_head", 7, 3, tie_weight=embedding)
 
     shares = bound(make, {"wte.weight": table}, 3)
-    assert [own["wte.first_token"].tolist() for own in shares] == [[0], [3], [6]]
+    assert [own["wte.token_range"].tolist() for own in shares] == [[0, 3], [3, 6], [6, 7]]
     rows = np.concatenate([own["wte.weight"] for own in shares])
     np.testing.assert_array_equal(rows, np.concatenate([table, np.zeros((2, 3), np.float32)]))
 
