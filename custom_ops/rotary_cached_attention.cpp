@@ -2,7 +2,7 @@
 // RotaryCachedAttention: CachedAttention (cached_attention.cpp) of queries and keys that it rotates first.
 //
 //   query [B, L, N*H], key, value [B, L, K*H], cos, sin [B, L, R/2], past_key, past_value [B, K, S, H],
-//   past_lengths [B] int64 -> output [B, L, N*H], present_key and present_value [B, K, S, H]
+//   past_lengths [B] int64, optionally prefix_lengths [B] int64 -> output [B, L, N*H], present_key and present_value [B, K, S, H]
 //
 // The first R = rotary_dim columns of each head are rotated as ONNX's RotaryEmbedding does it: pairs are halves, or
 // neighbours where interleaved = 1. The cache holds rotated keys.
@@ -22,7 +22,8 @@ class RotaryCachedAttention : public attention::AttentionOp {
              {"sin", kFloat32},
              {"past_key", kAnyType},
              {"past_value", kAnyType},
-             {"past_lengths", kInt64}},
+             {"past_lengths", kInt64},
+             {"prefix_lengths", kInt64, kOptional}},
             {{"output", kFloat32}, {"present_key", kAnyType}, {"present_value", kAnyType}}};
   }
 
@@ -43,7 +44,7 @@ class RotaryCachedAttention : public attention::AttentionOp {
       past_key.reject("[B, K, S, H] with H of rotary_dim = " + std::to_string(rotary_dim_) + " or more",
                       past_key.shape.text());
     }
-    run(call, {query, call.input(1), call.input(2), past_key, call.input(6), call.input(7)},
+    run(call, {query, call.input(1), call.input(2), past_key, call.input(6), call.input(7), call.input(8)},
         {cos.as<float>(), sin.as<float>(), rotary_dim_, interleaved_});
   }
 

@@ -186,7 +186,7 @@ class InputsConfig(Section):
     Attributes:
         input_string_list: the prompts, one a row.
         chat: wrap each prompt as a user's message by the checkpoint's chat template.
-        input_string: what is said to a chat model.
+        input_string: what is said to a chat model; of several texts, each is said when the one before is answered.
         use_history: go on with the conversation so far.
     """
 
@@ -194,7 +194,7 @@ class InputsConfig(Section):
 
     input_string_list: Sequence[str] = setting((), TEXT_LIST)
     chat: bool = setting(False, FLAG)
-    input_string: str | None = setting(None, or_null(TEXT))
+    input_string: str | Sequence[str] | None = setting(None, or_null(TEXTS))
     use_history: bool = setting(False, FLAG)
 
 

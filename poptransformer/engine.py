@@ -93,7 +93,7 @@ class Engine:
             raise ConfigError(f"lengths must hold {batch} numbers from 1 to {count}, found {lengths.tolist()}.")
         positions = np.broadcast_to(np.arange(count), (batch, count))
         ids = np.where(positions < lengths[:, None], ids, 0)  # whatever stands for padding outside
-        generation.check_prompts(self.runtime, ids.tolist())
+        generation.check_prompts(self.runtime, [row[:n].tolist() for row, n in zip(ids, lengths, strict=True)])
         return self.runtime.start(batch, count).forward(ids, lengths, positions).numpy()
 
     def generate(self, prompts: Prompts, **sampling: Any) -> Any:

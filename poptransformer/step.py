@@ -105,6 +105,18 @@ class Step:
 
         return KVCache(declare("key"), declare("value"))
 
+    def layer_state(self, layer_index: int, part: str, width: int, initial: float = 0.0) -> State:
+        """Declares a vector that one layer carries for each row, float32 `[B, width]`, whatever the row's length.
+
+        Args:
+            layer_index: number of the layer.
+            part: what the layer calls it; each of its states has another name.
+            width: columns.
+            initial: value before the first step.
+        """
+        names = f"past_state.{layer_index}.{part}", f"present_state.{layer_index}.{part}"
+        return self.state(StateSpec(*names, "float32", (BATCH, width), initial))
+
     def chosen(self, hidden: ir.Value) -> ir.Value:
         """Picks the tokens that get logits: `[B, L, D]` to `[B, M, D]`."""
         self.has_chosen = True

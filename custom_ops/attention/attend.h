@@ -41,7 +41,7 @@ template <class Cache>
 void attend_block(const Problem<Cache>& p, int64_t row, int64_t head, int64_t token, int64_t tokens) {
   const int64_t rows = tokens * p.group(), width = p.width();
   float* query = scratch<float>(Scratch::kOwnResult, rows * width + Sums::size(rows, width));
-  const Piece<Cache> piece{p, row, head, token, tokens, 0, p.past_lengths[row] + token + tokens, query};
+  const Piece<Cache> piece{p, row, head, token, tokens, 0, p.seen_by(row, token + tokens - 1), query};
   const Sums sums = Sums::at(query + rows * width, rows, width);
   gather_query(piece, query);
   ManyRows<Cache>(piece, sums).run();

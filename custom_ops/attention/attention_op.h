@@ -19,7 +19,7 @@ extern template void attend(const Problem<Float8>&);
 
 /// The inputs of one call.
 struct Inputs {
-  Tensor query, key, value, past_key, past_value, past_lengths;
+  Tensor query, key, value, past_key, past_value, past_lengths, prefix_lengths;
 };
 
 /// Base of the ops' kernels.
@@ -70,6 +70,7 @@ class AttentionOp {
     in.value.expect_shape({batch, tokens, kv_heads_ * head_dim});
     in.past_lengths.expect_shape({batch});
     check_lengths(call, in.past_lengths, batch, tokens, slots);
+    if (in.prefix_lengths) check_prefixes(call, in, batch, tokens);
   }
 
   static void check_lengths(const Call& call, const Tensor& past_lengths, int64_t batch, int64_t tokens,
@@ -84,6 +85,18 @@ class AttentionOp {
     }
   }
 
+  static void check_prefixes(const Call& call, const Inputs& in, int64_t batch, int64_t tokens) {
+    in.prefix_lengths.expect_shape({batch});
+    for (int64_t row = 0; row < batch; ++row) {
+      const int64_t prefix = in.prefix_lengths.as<int64_t>()[row];
+      const int64_t length = in.past_lengths.as<int64_t>()[row] + tokens;
+      if (prefix < 0 || prefix > length) {
+        call.fail("prefix_lengths[", row, "] must be from 0 to the ", length, " tokens of the row so far, found ",
+                  prefix);
+      }
+    }
+  }
+
   template <class Cache>
   void run_on(Call& call, const Inputs& in, const Rotary& rotary) const {
     const Shape &query = in.query.shape, &cache = in.past_key.shape;
@@ -91,8 +104,8 @@ class AttentionOp {
     Cache* present_key = call.output<Cache>(1, cache);
     Cache* present_value = call.output<Cache>(2, cache);
     attend<Cache>({in.query.as<float>(), in.key.as<float>(), in.value.as<float>(), in.past_key.as<Cache>(),
-                   in.past_value.as<Cache>(), in.past_lengths.as<int64_t>(), output, present_key, present_value,
-                   cache[0], query[1], heads_, kv_heads_, cache[2], cache[3], scale_, rotary});
+                   in.past_value.as<Cache>(), in.past_lengths.as<int64_t>(), in.prefix_lengths.as<int64_t>(), output,
+                   present_key, present_value, cache[0], query[1], heads_, kv_heads_, cache[2], cache[3], scale_, rotary});
   }
 
   int64_t heads_, kv_heads_;

@@ -63,7 +63,7 @@ template <class Cache>
 void start_states(const Piece<Cache>& piece, RowState* states) {
   const int64_t group = piece.p.group();
   for (int64_t token = 0; token < piece.tokens; ++token) {
-    const int64_t sees = piece.p.past_lengths[piece.row] + piece.token + token + 1;
+    const int64_t sees = piece.p.seen_by(piece.row, piece.token + token);
     std::fill_n(states + token * group, group, RowState{sees, kMinusInfinity, 0.0f});
   }
 }

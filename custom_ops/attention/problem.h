@@ -16,6 +16,7 @@ struct Problem {
   const float *query, *key, *value;
   const Cache *past_key, *past_value;
   const int64_t* past_lengths;
+  const int64_t* prefix_lengths;  ///< Null where attention is causal throughout.
   float* output;
   Cache *present_key, *present_value;
   int64_t batch, tokens, heads, kv_heads, slots, head_dim;
@@ -27,8 +28,13 @@ struct Problem {
   int64_t width() const { return round_up(head_dim, kWidth); }
   /// Where the cache of one row's kv head starts.
   int64_t cache_offset(int64_t row, int64_t head) const { return (row * kv_heads + head) * slots * head_dim; }
-  /// Slots that the last token of a row sees.
+  /// Slots of a row that are in use after the step; its last token sees them all.
   int64_t length(int64_t row) const { return past_lengths[row] + tokens; }
+  /// Slots that a token of a row sees: those up to its own, and all of the prefix.
+  int64_t seen_by(int64_t row, int64_t token) const {
+    const int64_t up_to_own = past_lengths[row] + token + 1;
+    return prefix_lengths == nullptr ? up_to_own : std::max(up_to_own, prefix_lengths[row]);
+  }
   /// The rotation of one token.
   Rotary rotary_of(int64_t row, int64_t token) const {
     const int64_t offset = (row * tokens + token) * (rotary.dim / 2);

@@ -143,8 +143,8 @@ IntegerTileFunction find_rows(int rows, std::index_sequence<kRows...>) {
 template <Codes kCodes>
 IntegerTileFunction find_tiles(int rows, int tiles) {
   if (tiles == 4) return find_rows<kCodes, 4>(rows, std::make_index_sequence<2>());
-  if (tiles == 2) return find_rows<kCodes, 2>(rows, std::make_index_sequence<8>());
-  return find_rows<kCodes, 1>(rows, std::make_index_sequence<8>());
+  if (tiles == 2) return find_rows<kCodes, 2>(rows, std::make_index_sequence<6>());
+  return find_rows<kCodes, 1>(rows, std::make_index_sequence<6>());
 }
 
 IntegerTileFunction find(Codes codes, int rows, int tiles) {
@@ -157,7 +157,8 @@ IntegerTileFunction find(Codes codes, int rows, int tiles) {
 
 }  // namespace
 
-const IntegerTiles kIntegerTilesAvx512{find, 8, [](int64_t rows) { return rows <= 2 ? 4 : 2; }};
+// Six rows times two tiles fill the 32 registers; of more, sums would lie on the stack.
+const IntegerTiles kIntegerTilesAvx512{find, 6, [](int64_t rows) { return rows <= 2 ? 4 : 2; }};
 
 }  // namespace poptransformer
 

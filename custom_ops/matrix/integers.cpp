@@ -60,11 +60,14 @@ class Rectangle {
     }
   }
 
+  /// Rows are taken in groups of about equal height: each group decodes the tiles anew, and one row costs as much as four.
   void multiply_tiles(IntegerTile* call, int tiles, Range rows) const {
-    for (int64_t row = rows.begin; row < rows.end; row += tiles_.max_rows) {
-      const Range few{row, std::min(row + tiles_.max_rows, rows.end)};
-      multiply_group(call, tiles, few);
-      for (int t = 0; t < tiles; ++t) call->y[t] += tiles_.max_rows * ldy_;
+    const int64_t count = rows.end - rows.begin;
+    const int groups = static_cast<int>((count + tiles_.max_rows - 1) / tiles_.max_rows);
+    for (int group = 0; group < groups; ++group) {
+      const Range part = share(count, group, groups);
+      multiply_group(call, tiles, {rows.begin + part.begin, rows.begin + part.end});
+      for (int t = 0; t < tiles; ++t) call->y[t] += (part.end - part.begin) * ldy_;
     }
   }
 

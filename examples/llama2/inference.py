@@ -13,20 +13,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout works
 
 from omegaconf import DictConfig
 
-from poptransformer.utils import hydra_main, log_performance, prepare_model_session, print_stream, print_texts
+from poptransformer.utils import hydra_main, log_performance, prepare_model_session, print_stream, print_texts, turns
 
 
 @hydra_main(config_path="conf", config_name="sharding")
 def main(config: DictConfig) -> None:
     session, model = prepare_model_session(config)
-    input_dict = model.build_input_dict(**config.inputs)
-    if config.stream:
-        print_stream(session.stream(input_dict), config.inputs)
-    else:
-        session.run(input_dict)
-        output_dict = model.build_output_dict(session.anchor_arrays)
-        print_texts(output_dict["output_strings"], config.inputs)
-    log_performance(session.performance())
+    for inputs in turns(config.inputs):
+        input_dict = model.build_input_dict(**inputs)
+        if config.stream:
+            print_stream(session.stream(input_dict), inputs)
+            model.build_output_dict(session.anchor_arrays)  # the conversation goes on from here
+        else:
+            session.run(input_dict)
+            output_dict = model.build_output_dict(session.anchor_arrays)
+            print_texts(output_dict["output_strings"], inputs)
+        log_performance(session.performance())
 
 
 if __name__ == "__main__":

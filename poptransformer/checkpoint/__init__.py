@@ -17,7 +17,7 @@ from poptransformer.checkpoint.errors import (
     UnsupportedCheckpointError,
 )
 from poptransformer.checkpoint.hf_config import HFConfig
-from poptransformer.checkpoint.lazy_array import LazyArray, PackedBlocks
+from poptransformer.checkpoint.lazy_array import LazyArray, PackedBlocks, reordered_rows
 from poptransformer.checkpoint.mapped_file import release
 from poptransformer.checkpoint.open import open_checkpoint, open_checkpoint_files, random_checkpoint
 from poptransformer.checkpoint.packed_rows import packed_rows
@@ -45,5 +45,6 @@ __all__ = [
     "packed_rows",
     "random_checkpoint",
     "release",
+    "reordered_rows",
     "save_checkpoint_files",
 ]

@@ -16,10 +16,20 @@ def write_text(path: Path, text: str) -> None:
         path: The file; its folder must exist.
         text: Its content.
     """
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file atomically.
+
+    Args:
+        path: The file; its folder must exist.
+        data: Its content.
+    """
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
-            handle.write(text)
+        with os.fdopen(descriptor, "wb") as handle:
+            handle.write(data)
         # mkstemp makes files private; a checkpoint is for whoever may read its folder.
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)

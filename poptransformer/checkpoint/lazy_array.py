@@ -3,15 +3,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class PackedBlocks:
     """A quantized matrix `[rows, depth]` as a checkpoint stores it.
 
@@ -38,12 +39,12 @@ class LazyArray(np.lib.mixins.NDArrayOperatorsMixin):
     blocks; everything else gives an ordinary array.
 
     Args:
-        load: returns the values, in C order.
+        load: returns the values in C order.
         shape: the shape of what `load` returns.
         packed: the blocks behind a matrix, or None where there are none that could be used as they are.
         transposed: whether this is the transpose of what `load` returns.
         stored: the view of the mapped file that `load` reads, which `release` lets go of.
-        dtype: of what `load` returns.
+        dtype: the type of what `load` returns.
     """
 
     is_lazy = True
@@ -60,8 +61,8 @@ class LazyArray(np.lib.mixins.NDArrayOperatorsMixin):
         self._load = load
         self._packed = packed
         self.is_transposed = transposed
-        self.dtype = np.dtype(dtype)
         self.stored = stored
+        self.dtype = np.dtype(dtype)
         self.shape = tuple(shape[::-1] if transposed else shape)
         self.packed = None if transposed else packed
 
@@ -115,3 +116,25 @@ class LazyArray(np.lib.mixins.NDArrayOperatorsMixin):
 
     def __repr__(self) -> str:
         return f"LazyArray({list(self.shape)} of {self.packed.layout if self.packed else 'unread'} values)"
+
+
+def reordered_rows(array: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Returns `array[order]` as a `LazyArray`, made when it is read; packed blocks are reordered with it.
+
+    Args:
+        array: `[N, ...]`, a `LazyArray` too.
+        order: int `[N]`, each number below N once.
+    """
+    packed = getattr(array, "packed", None)
+    if packed is not None:
+        parts = {name: functools.partial(_reordered_part, part, order) for name, part in packed.parts.items()}
+        packed = dataclasses.replace(packed, parts=parts)
+    stored = getattr(array, "stored", array)
+    lazy = LazyArray(lambda: np.asarray(array)[order], array.shape, packed, stored=stored, dtype=array.dtype)
+    return cast(np.ndarray, lazy)
+
+
+def _reordered_part(part: Callable[[], np.ndarray], order: np.ndarray) -> np.ndarray:
+    """A part in which each row of the matrix has the same number of elements, row after row."""
+    stored = part()
+    return stored.reshape(len(order), -1)[order].reshape(stored.shape)

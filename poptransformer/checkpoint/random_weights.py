@@ -76,7 +76,8 @@ class RandomStateDict(StateDict):
         owner = owner.rpartition(".")[2]
         if kind == "bias":
             return np.zeros(shape, np.float32)
-        if len(shape) == 1 and kind == "weight" and ("norm" in owner or owner.startswith("ln")):
+        is_norm = "norm" in owner or any(part.startswith("ln") for part in owner.split("_"))
+        if len(shape) == 1 and kind == "weight" and is_norm:
             return np.ones(shape, np.float32)
         digest = hashlib.sha256(f"{self.seed}\0{key}".encode()).digest()
         generator = np.random.Generator(np.random.SFC64(int.from_bytes(digest[:16], "little")))

@@ -211,6 +211,13 @@ class Tokenizer:
         self.backend.save(Path(folder), config)
 
 
+def token_text(value: Any) -> str | None:
+    """Return a special token's text; config files hold it as a string or as an object with `content`."""
+    if isinstance(value, Mapping):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
 def stop_ids(*candidates: Any) -> tuple[int, ...]:
     """Collect stop token ids from configuration values, each an id, a list of ids, or None."""
     ids: list[int] = []

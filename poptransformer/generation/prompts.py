@@ -21,8 +21,8 @@ def check_prompts(
     """Checks a batch.
 
     Raises:
-        ConfigError: no prompts, an empty or too long prompt, a token id that the model does not have, or
-            another number of params than of prompts.
+        ConfigError: no prompts, an empty or too long prompt, a token id that the model does not have or one that is
+            missing, or another number of params than of prompts.
     """
     if len(prompts) == 0:
         raise ConfigError("There are no prompts; give at least one.")
@@ -66,6 +66,12 @@ def _check_prompt(runtime: Runtime, row: int, prompt: Sequence[int]) -> None:
             f"Prompt {row} has token id {lowest if lowest < 0 else highest}, but the model's ids go from 0 "
             f"to {runtime.vocab_size - 1}. Use the tokenizer of this checkpoint."
         )
+    for marks in runtime.prompt_marks:
+        if not set(marks).intersection(prompt):
+            raise ConfigError(
+                f"Prompt {row} has no token {' or '.join(map(str, marks))}, which the model needs to tell prompt and "
+                "answer apart. The checkpoint's tokenizer adds it: encode with add_special_tokens=True."
+            )
 
 
 def right_padded(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -69,6 +69,10 @@ class Runtime(Protocol):
     def vocab_size(self) -> int:
         """Logits per token, V."""
 
+    @property
+    def prompt_marks(self) -> tuple[tuple[int, ...], ...]:
+        """Ids that a prompt must hold, one of each group."""
+
     def start(self, batch: int, slots: int) -> StepRunner:
         """Begins `batch` empty rows with room for `slots` tokens each."""
 

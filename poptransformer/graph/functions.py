@@ -32,8 +32,8 @@ class Variant:
 
     @property
     def overload(self) -> str:
-        """Its name in the file, `int4_bias`; empty for an op with a single body."""
-        return "_".join([*(value for _, value in self.constants), *self.present])
+        """Its name in the file, `int4_bias`; empty for an op with a single body, and where no part has a name."""
+        return "_".join(filter(None, [*(value for _, value in self.constants), *self.present]))
 
 
 @dataclasses.dataclass(frozen=True)

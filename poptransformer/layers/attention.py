@@ -15,7 +15,7 @@ from poptransformer.step import Step
 
 
 class Attention(BaseLayer):
-    """Causal attention from projected queries, keys and values to the attended values.
+    """Attention from projected queries, keys and values to the attended values.
 
     Subclasses create the projections and call `attend`. With several replicas each has some of the heads: the
     attributes `num_heads` and `num_kv_heads` count those, and so do the N and K of shapes.
@@ -57,10 +57,18 @@ class Attention(BaseLayer):
     def rotate(self, graph: Graph, x: ir.Value, step: Step, rotary: RotaryEmbedding, num_heads: int) -> ir.Value:
         """Rotates `[B, L, num_heads*H]` by the positions of this step."""
         cos, sin = step.shared(graph, "rotary", lambda: rotary(graph, step.position_ids, step.total_lengths))
-        return ops.rotary_embedding(graph, x, cos, sin, num_heads, rotary.rotary_dim)
+        return ops.rotary_embedding(graph, x, cos, sin, num_heads, rotary.rotary_dim, rotary.interleaved)
 
-    def attend(self, graph: Graph, step: Step, query: ir.Value, key: ir.Value, value: ir.Value) -> ir.Value:
-        """Appends to this layer's cache and attends to it.
+    def attend(
+        self,
+        graph: Graph,
+        step: Step,
+        query: ir.Value,
+        key: ir.Value,
+        value: ir.Value,
+        prefix_lengths: ir.Value | None = None,
+    ) -> ir.Value:
+        """Appends to this layer's cache and attends to it causally, but for a prefix.
 
         Args:
             graph: where the nodes go.
@@ -68,6 +76,8 @@ class Attention(BaseLayer):
             query: `[B, L, N*H]`.
             key: `[B, L, K*H]`.
             value: `[B, L, K*H]`.
+            prefix_lengths: int64 `[B]`, tokens at the beginning of each row that every token sees; a step must bring
+                all of a prefix or nothing of it. None is causal attention.
 
         Returns:
             `[B, L, N*H]`.
@@ -81,6 +91,7 @@ class Attention(BaseLayer):
             cache.key.past,
             cache.value.past,
             step.past_lengths,
+            prefix_lengths,
             num_heads=self.num_heads,
             num_kv_heads=self.num_kv_heads,
             scale=self.scale,

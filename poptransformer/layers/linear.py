@@ -44,6 +44,10 @@ class Linear(BaseLayer):
         """Returns the weight as the graph multiplies by it, `[input_size, output_size]`."""
         return self.get_param_from_state_dict(self.key("weight"), [self.output_size, self.input_size]).T
 
+    def load_bias(self) -> np.ndarray:
+        """Returns the bias `[output_size]`."""
+        return self.get_param_from_state_dict(self.key("bias"), [self.output_size])
+
     def collect_bind_layer_weights(self) -> None:
         inputs = self.strategy.inputs(self.build, self.input_size)
         outputs = self.strategy.outputs(self.build, self.output_size)
@@ -51,7 +55,7 @@ class Linear(BaseLayer):
             take(self.load_weight(), inputs, outputs), self.key("weight")
         )
         if self.use_bias:
-            bias = take(self.get_param_from_state_dict(self.key("bias"), [self.output_size]), outputs)
+            bias = take(self.load_bias(), outputs)
             if self.strategy.is_sum and self.build.replica > 0:
                 bias = np.zeros_like(bias)  # one replica adds it for all
             self.bias_id = self.add_initialized_input_tensor(bias, self.key("bias"))

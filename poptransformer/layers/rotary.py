@@ -46,6 +46,7 @@ class RotaryEmbedding(BaseLayer):
         rotary_dim: columns of a head that are rotated.
         rope: `rope_type` (default, linear, dynamic, llama3), `rope_theta` and what the type needs.
         max_position_embeddings: positions the model was trained for; `dynamic` stretches beyond them.
+        interleaved: whether the pairs that are rotated are neighbours; otherwise column i belongs to i + rotary_dim/2.
     """
 
     def __init__(
@@ -55,9 +56,11 @@ class RotaryEmbedding(BaseLayer):
         rotary_dim: int,
         rope: Mapping[str, Any],
         max_position_embeddings: int,
+        interleaved: bool = False,
     ) -> None:
         super().__init__(context, name)
         self.rotary_dim = rotary_dim
+        self.interleaved = interleaved
         self.rope = dict(rope)
         self.rope_type = self.rope.get("rope_type", "default")
         check_choice("rope_type", self.rope_type, ROPE_TYPES)

@@ -172,11 +172,20 @@ class HFModel:
         """Positions that the weights have an embedding for; None where any number works (rotary)."""
         return None
 
+    @property
+    def trained_length(self) -> int | None:
+        """Tokens of a row that the checkpoint was trained for; None where its config does not say."""
+        return self.hf_config.get("max_position_embeddings") or self.position_limit
+
+    @property
+    def prompt_marks(self) -> tuple[tuple[int, ...], ...]:
+        """Token ids without which a prompt makes no sense: it must hold one of each group. Most models need none."""
+        return ()
+
     @functools.cached_property
     def max_length(self) -> int:
         """Tokens of prompt and answer together."""
-        trained = self.hf_config.get("max_position_embeddings") or self.position_limit or 2048
-        length = self._requested_max_length or trained
+        length = self._requested_max_length or self.trained_length or 2048
         if self.position_limit is not None and length > self.position_limit:
             raise ConfigError(
                 f"max_length is {length}, but the checkpoint has embeddings for {self.position_limit} positions. "
@@ -189,7 +198,9 @@ class HFModel:
         return state_dict
 
     @staticmethod
-    def as_causal_lm(state_dict: StateDict, prefix: str, embedding: str, tied: bool) -> StateDict:
+    def as_causal_lm(
+        state_dict: StateDict, prefix: str, embedding: str, tied: bool, head: str = "lm_head"
+    ) -> StateDict:
         """Gives the tensors the names that transformers' causal language model has for them.
 
         Args:
@@ -198,12 +209,13 @@ class HFModel:
             prefix: what the bare model is called in the language model, e.g. `model`.
             embedding: the token table in the bare model, e.g. `embed_tokens.weight`.
             tied: whether the head shares that table.
+            head: what the head is called.
         """
         if embedding in state_dict:
-            state_dict = state_dict.renamed(lambda key: key if key.startswith("lm_head.") else f"{prefix}.{key}")
-        table = f"{prefix}.{embedding}"
-        if tied and table not in state_dict and "lm_head.weight" in state_dict:
-            state_dict = state_dict.renamed(lambda key: table if key == "lm_head.weight" else key)
+            state_dict = state_dict.renamed(lambda key: key if key.startswith(f"{head}.") else f"{prefix}.{key}")
+        table, head_key = f"{prefix}.{embedding}", f"{head}.weight"
+        if tied and table not in state_dict and head_key in state_dict:
+            state_dict = state_dict.renamed(lambda key: table if key == head_key else key)
         return state_dict
 
     # -- graph --------------------------------------------------------------------------------------------------
@@ -263,6 +275,11 @@ class HFModel:
             raise ConfigError(
                 f"{self.checkpoint.source} is of model_type {found}, but {type(self).__name__} builds "
                 f"{' or '.join(known)}. Use the example of that model, or another checkpoint."
+            )
+        if not getattr(package, "accepts", lambda _: True)(self.hf_config):
+            raise ConfigError(
+                f"{self.checkpoint.source} is of another architecture with the same model_type {found}, which "
+                f"{type(self).__name__} does not build. Use the example of that model, or another checkpoint."
             )
 
     def _check_placement(self) -> None:

@@ -9,6 +9,7 @@ from poptransformer.ops.recurrent import wkv
 from poptransformer.ops.sampling import sample, sample_token
 from poptransformer.ops.standard import (
     add,
+    argmax,
     cast,
     concat,
     constant,
@@ -23,6 +24,7 @@ from poptransformer.ops.standard import (
     identity,
     layer_norm,
     less,
+    logical_and,
     loop,
     matmul,
     maximum,
@@ -53,6 +55,7 @@ __all__ = [
     "add",
     "all_gather",
     "all_reduce",
+    "argmax",
     "cached_attention",
     "cast",
     "concat",
@@ -69,6 +72,7 @@ __all__ = [
     "layer_norm",
     "less",
     "linear",
+    "logical_and",
     "loop",
     "matmul",
     "maximum",

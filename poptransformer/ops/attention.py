@@ -7,6 +7,7 @@ A cache is float32, float16, or uint8 with codes of E4M3FN: 4 bits exponent, 3 b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ _E4M3FN = ir.DataType.FLOAT8E4M3FN
 E4M3FN = "e4m3fn"
 CACHE_FORMATS = ("", E4M3FN)  # what a cache holds: its own element type's numbers, or codes in uint8
 CACHED_ATTENTIONS = ("CachedAttention", "RotaryCachedAttention")
-_CACHE = ("past_key", "past_value", "past_lengths")
+_CACHE = ("past_key", "past_value", "past_lengths", "prefix_lengths?")
 _COMMON = {"num_heads": INT, "num_kv_heads": INT, "scale": FLOAT, "cache_format": STRING}
 
 
@@ -67,11 +68,20 @@ def _read(op: Any, cache: Any, cache_format: str) -> Any:
 
 @register_function("query", "key", "value", *_CACHE, constant={"cache_format": CACHE_FORMATS}, **_COMMON)
 def CachedAttention(  # noqa: N802 - op type
-    op: Any, query: Any, key: Any, value: Any, past_key: Any, past_value: Any, past_lengths: Any, cache_format: str = ""
+    op: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    past_key: Any,
+    past_value: Any,
+    past_lengths: Any,
+    prefix_lengths: Any,
+    cache_format: str = "",
 ) -> Any:
-    """Appends keys and values to the cache, then attends causally to what it holds.
+    """Appends keys and values to the cache, then attends to what it holds.
 
-    Token i of row b goes to slot `past_lengths[b] + i` and sees the slots up to that one.
+    Token i of row b goes to slot `past_lengths[b] + i` and sees the slots up to that one, and all slots before
+    `prefix_lengths[b]`.
     """
 
     def heads(x: Any, name: str) -> Any:
@@ -86,6 +96,8 @@ def CachedAttention(  # noqa: N802 - op type
     length = op.Squeeze(op.Shape(query, start=1, end=2), [0])
     slots = op.Squeeze(op.Shape(past_key, start=2, end=3), [0])
     position = op.Add(op.Unsqueeze(past_lengths, [1]), op.Unsqueeze(op.Range(0, length, 1), [0]))
+    if prefix_lengths is not None:
+        position = op.Max(position, op.Sub(op.Unsqueeze(prefix_lengths, [1]), 1))
     visible = op.LessOrEqual(op.Range(0, slots, 1), op.Unsqueeze(position, [1, 3]))
     # Attention takes its scale as an attribute that must be known when the model is written; scaling the query is
     # the same product.
@@ -128,9 +140,18 @@ def RotaryCachedAttention(  # noqa: N802 - op type
     )
 
 
-def _outputs(graph: Graph, op_type: str, *inputs: ir.Value, **attributes: Any) -> tuple[ir.Value, ir.Value, ir.Value]:
+def _outputs(
+    graph: Graph,
+    op_type: str,
+    operands: Sequence[ir.Value],
+    cache: Sequence[ir.Value],
+    prefix_lengths: ir.Value | None,
+    **attributes: Any,
+) -> tuple[ir.Value, ir.Value, ir.Value]:
+    # Left out, not None: onnxruntime 1.32 crashes on a node whose last input is there, but empty.
+    inputs = [*operands, *cache] if prefix_lengths is None else [*operands, *cache, prefix_lengths]
     output, present_key, present_value = graph.op(op_type, *inputs, domain=DOMAIN, outputs=3, **attributes)
-    likes = (inputs[0], *inputs[-3:-1])
+    likes = (operands[0], *cache[:2])
     for result, like in zip((output, present_key, present_value), likes, strict=True):
         result.dtype = like.dtype
         result.shape = like.shape
@@ -145,12 +166,13 @@ def cached_attention(
     past_key: ir.Value,
     past_value: ir.Value,
     past_lengths: ir.Value,
+    prefix_lengths: ir.Value | None = None,
     *,
     num_heads: int,
     num_kv_heads: int,
     scale: float,
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """Causal attention over a key/value cache, updated in place where the caller binds it so.
+    """Attention over a key/value cache, updated in place where the caller binds it so.
 
     Args:
         graph: where the node goes.
@@ -160,6 +182,8 @@ def cached_attention(
         past_key: `[B, K, S, H]`, fp32, fp16, or codes in uint8.
         past_value: the same.
         past_lengths: int64 `[B]`, slots of each row in use.
+        prefix_lengths: int64 `[B]`, tokens at the beginning of each row that every token sees, whichever comes first;
+            at most those of the row after this step. None is causal attention.
         num_heads: N, a multiple of `num_kv_heads`.
         num_kv_heads: K.
         scale: factor on the scores, usually `H ** -0.5`.
@@ -170,7 +194,9 @@ def cached_attention(
     return _outputs(
         graph,
         "CachedAttention",
-        *(query, key, value, past_key, past_value, past_lengths),
+        (query, key, value),
+        (past_key, past_value, past_lengths),
+        prefix_lengths,
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         scale=float(scale),
@@ -188,6 +214,7 @@ def rotary_cached_attention(
     past_key: ir.Value,
     past_value: ir.Value,
     past_lengths: ir.Value,
+    prefix_lengths: ir.Value | None = None,
     *,
     num_heads: int,
     num_kv_heads: int,
@@ -207,6 +234,7 @@ def rotary_cached_attention(
         past_key: `[B, K, S, H]`, fp32, fp16, or codes in uint8.
         past_value: the same.
         past_lengths: int64 `[B]`, slots of each row in use.
+        prefix_lengths: as for `cached_attention`.
         num_heads: N, a multiple of `num_kv_heads`.
         num_kv_heads: K.
         scale: factor on the scores, usually `H ** -0.5`.
@@ -219,7 +247,9 @@ def rotary_cached_attention(
     return _outputs(
         graph,
         "RotaryCachedAttention",
-        *(query, key, value, cos, sin, past_key, past_value, past_lengths),
+        (query, key, value, cos, sin),
+        (past_key, past_value, past_lengths),
+        prefix_lengths,
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         scale=float(scale),

@@ -93,6 +93,11 @@ def equal(graph: Graph, x: Operand, y: Operand) -> Value:
     return graph.op("Equal", x, y)
 
 
+def logical_and(graph: Graph, x: Value, y: Value) -> Value:
+    """Returns whether both hold."""
+    return graph.op("And", x, y)
+
+
 def where(graph: Graph, condition: Value, x: Operand, y: Operand) -> Value:
     """Returns `x` where `condition` holds, else `y`."""
     return graph.op("Where", condition, x, y)
@@ -131,6 +136,11 @@ def softmax(graph: Graph, x: Value, axis: int = -1) -> Value:
 def reduce_max(graph: Graph, x: Value, axes: Sequence[int], keepdims: bool = True) -> Value:
     """Largest value along `axes`."""
     return graph.op("ReduceMax", x, list(axes), keepdims=int(keepdims))
+
+
+def argmax(graph: Graph, x: Value, axis: int, keepdims: bool = True) -> Value:
+    """Index of the largest value along `axis`, the first of equal ones; int64."""
+    return graph.op("ArgMax", x, axis=axis, keepdims=int(keepdims))
 
 
 def layer_norm(graph: Graph, x: Value, weight: Value, bias: Value | None, epsilon: float) -> Value:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import poptransformer
+from poptransformer.errors import ConfigError
 from poptransformer.quantization_report import QuantizationReport
-from poptransformer.state import StateSpec
+from poptransformer.state import SLOTS, StateSpec
 from poptransformer.utils.progress import progress
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class ModelInfo:
         vocab_size: V.
         stop_token_ids: ids that end an answer.
         states: what one step hands to the next.
+        prompt_marks: ids that a prompt must hold, one of each group.
         quantization: the details by which weights were quantized; keys of `QuantizationConfig`.
         report: what became of each weight matrix.
         num_replicas: replicas that share the weights; each runs the same graph.
@@ -52,6 +54,7 @@ class ModelInfo:
     vocab_size: int
     stop_token_ids: tuple[int, ...]
     states: tuple[StateSpec, ...]
+    prompt_marks: tuple[tuple[int, ...], ...] = ()
     quantization: dict[str, Any] = dataclasses.field(default_factory=dict)
     report: QuantizationReport = QuantizationReport()
     num_replicas: int = 1
@@ -83,6 +86,7 @@ class ModelInfo:
         report = QuantizationReport.from_json(fields.get("report", {}).get("weights", ()))
         known = {**fields, "states": states, "report": report}
         known |= {name: tuple(fields.get(name, ())) for name in ("stop_token_ids", "layer_per_ipu")}
+        known["prompt_marks"] = tuple(map(tuple, fields.get("prompt_marks", ())))
         return cls(**known)
 
 
@@ -173,6 +177,9 @@ def compile_model(
         model: the built model.
         compiler_options: PopART's switches, recorded in the metadata.
         fuse: put nodes together that one kernel computes; False keeps the graph as the layers wrote it.
+
+    Raises:
+        ConfigError: caches of 8 bits are asked for, and there are no caches.
     """
     import onnx_ir as ir
 
@@ -186,6 +193,7 @@ def compile_model(
         producer_name="poptransformer",
         producer_version=poptransformer.__version__,
     )
+    _check_caches(model)
     passes.matmul_to_linear(compiled)
     report = quantize(compiled, model)
     states = passes.store_caches(compiled, model.states, _cache_dtype(model))
@@ -203,6 +211,7 @@ def compile_model(
         vocab_size=_vocab_size(model),
         stop_token_ids=stop_token_ids(model),
         states=states,
+        prompt_marks=model.prompt_marks,
         quantization=dataclasses.asdict(model.build.recipe.details),
         report=report,
         num_replicas=model.build.num_replicas,
@@ -210,6 +219,14 @@ def compile_model(
     )
     compiled.metadata_props.update(info.to_metadata() | _provenance(model, compiler_options or {}))
     return CompiledModel(compiled, info, model.build.replica)
+
+
+def _check_caches(model: HFModel) -> None:
+    if model.fp8_cache and not any(SLOTS in state.shape for state in model.states):
+        raise ConfigError(
+            f"fp8_cache is true, but {type(model).__name__} keeps no keys and values: its states have the same size "
+            "for every length. Set model.fp8_cache=false."
+        )
 
 
 def _cache_dtype(model: HFModel) -> str:

@@ -61,6 +61,11 @@ class MPIRuntime:
         return self.compiled.info.vocab_size
 
     @property
+    def prompt_marks(self) -> tuple[tuple[int, ...], ...]:
+        """Ids that a prompt must hold, one of each group."""
+        return self.compiled.info.prompt_marks
+
+    @property
     def timeline(self) -> list[Event]:
         """The last pieces of work of this rank; empty where there are no stages."""
         return list(self._runtime.timeline) if isinstance(self._runtime, StagedRuntime) else []

@@ -42,6 +42,11 @@ class Runtime:
         """Columns of the logits."""
         return self.compiled.info.vocab_size
 
+    @property
+    def prompt_marks(self) -> tuple[tuple[int, ...], ...]:
+        """Ids that a prompt must hold, one of each group."""
+        return self.compiled.info.prompt_marks
+
     @functools.cached_property
     def step_session(self) -> ort.InferenceSession:
         """The step graph."""

@@ -81,6 +81,11 @@ class ThreadedRuntime:
         """Columns of the logits."""
         return self.compiled.info.vocab_size
 
+    @property
+    def prompt_marks(self) -> tuple[tuple[int, ...], ...]:
+        """Ids that a prompt must hold, one of each group."""
+        return self.compiled.info.prompt_marks
+
     def make_ready(self, beams: bool) -> None:
         """Makes the sessions that generation needs."""
         self._all(lambda runtime: runtime.make_ready(beams))

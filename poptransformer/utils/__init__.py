@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from poptransformer.utils.conversation import turns
     from poptransformer.utils.hydra_app import hydra_main
     from poptransformer.utils.logging import set_up_logging
     from poptransformer.utils.prepare import prepare_model_session
@@ -23,6 +24,7 @@ __all__ = [
     "print_stream",
     "print_texts",
     "set_up_logging",
+    "turns",
 ]
 
 _MODULES = {
@@ -32,6 +34,7 @@ _MODULES = {
     "print_stream": "printing",
     "print_texts": "printing",
     "set_up_logging": "logging",
+    "turns": "conversation",
 }
 
 

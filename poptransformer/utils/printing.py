@@ -74,9 +74,11 @@ def log_performance(performance: Any) -> None:
 def _heading(index: int, rows: int, inputs: Mapping[str, Any] | None) -> str:
     """What stands before a row's text: its number where there are several, and its prompt."""
     number = f"[{index + 1}/{rows}] " if rows > 1 else ""
-    prompts = (inputs or {}).get("input_string_list") or []
+    given = inputs or {}
+    question = given.get("input_string")
+    prompts = given.get("input_string_list") or ([question] if isinstance(question, str) else [])
     prompt = prompts[index] if index < len(prompts) else ""
-    if prompt and (inputs or {}).get("chat"):
+    if prompt and (given.get("chat") or question):
         return f"{number}> {prompt}\n"
     return number + prompt
 

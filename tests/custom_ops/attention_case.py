@@ -41,10 +41,12 @@ class Case:
     rotary_dim: int = 0  # 0 rotates nothing: CachedAttention
     interleaved: bool = False
     scale: float = 0.3
+    prefix: list[int] | None = None  # tokens that all of a row see
 
     def __str__(self) -> str:
         rotary = f"-rotary{self.rotary_dim}{'i' * self.interleaved}" if self.rotary_dim else ""
-        return f"{self.cache}-B{self.B}L{self.L}N{self.N}K{self.K}H{self.H}S{self.S}{rotary}"
+        prefix = "" if self.prefix is None else f"-prefix{max(self.prefix)}"
+        return f"{self.cache}-B{self.B}L{self.L}N{self.N}K{self.K}H{self.H}S{self.S}{rotary}{prefix}"
 
     @property
     def op(self) -> str:
@@ -73,7 +75,8 @@ class Case:
         caches = [stored(draw(self.B, self.K, self.S, self.H), self.cache) for _ in range(2)]
         angles = 9 * draw(self.B, self.L, self.rotary_dim // 2)
         rotary = [np.cos(angles), np.sin(angles)] if self.rotary_dim else []
-        return [*heads, *rotary, *caches, np.array(self.past, np.int64)]
+        prefix = [] if self.prefix is None else [np.array(self.prefix, np.int64)]
+        return [*heads, *rotary, *caches, np.array(self.past, np.int64), *prefix]
 
     def rotated(self, x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
         """`x` `[B, L, heads, H]` with its pairs rotated, in float64."""
@@ -92,7 +95,7 @@ class Case:
         if self.rotary_dim:
             key = self.rotated(key, *inputs[3:5]).astype(np.float32)
         presents = []
-        for past, new in zip(inputs[self.first_cache :], (key, value), strict=False):
+        for past, new in zip(inputs[self.first_cache :][:2], (key, value), strict=True):
             presents.append(past.copy())
             for b, start in enumerate(self.past):
                 presents[-1][b, :, start : start + self.L] = stored(new[b].swapaxes(0, 1), self.cache)
@@ -106,7 +109,8 @@ class Case:
         keys, values = read(present_key), read(present_value)
         output = np.zeros((self.B, self.L, self.N, self.H))
         for b, i, n in np.ndindex(self.B, self.L, self.N):
-            kv, seen = n // (self.N // self.K), slice(0, self.past[b] + i + 1)
+            kv = n // (self.N // self.K)
+            seen = slice(0, max(self.past[b] + i + 1, self.prefix[b] if self.prefix else 0))
             scores = self.scale * keys[b, kv, seen] @ query[b, i, n]
             weights = np.exp(scores - scores.max())
             output[b, i, n] = weights @ values[b, kv, seen] / weights.sum()

@@ -36,6 +36,15 @@ SIZES = [
     (2, 0, 2, 1, 8, 4, [4, 1]),
 ]
 ROTARIES = [(64, False), (32, False), (64, True), (6, True)]
+PREFIXES = [  # and tokens that all of a row see
+    ((3, 1, 9, 3, 64, 300, [0, 127, 299]), [1, 60, 300]),
+    ((2, 4, 6, 2, 20, 515, [511, 0]), [515, 2]),  # of few tokens, in the last of several runs of slots
+    ((2, 4, 6, 2, 20, 300, [126, 0]), [130, 4]),
+    ((1, 2, 71, 1, 34, 200, [150]), [152]),
+    ((3, 70, 9, 3, 64, 70, [0, 0, 0]), [0, 69, 33]),  # prefill
+    ((2, 230, 4, 1, 80, 360, [0, 130]), [230, 7]),
+    ((1, 17, 6, 3, 26, 90, [50]), [40]),
+]
 
 
 def cases() -> list[Case]:
@@ -45,6 +54,8 @@ def cases() -> list[Case]:
         rotary_dim, interleaved = ROTARIES[index % len(ROTARIES)]
         if size[4] > 1:
             found.append(Case(*size, cache, min(rotary_dim, size[4]), interleaved))
+    for cache, (size, prefix), rotary_dim in itertools.product(CACHES, PREFIXES, (0, 20)):
+        found.append(Case(*size, cache, rotary_dim, prefix=prefix))
     return found
 
 
@@ -94,14 +105,15 @@ def test_matches_numpy(kernels, case):
 def body(case: Case, inputs: list[np.ndarray]) -> list[np.ndarray]:
     """What the function body gives, in plain onnxruntime."""
     spec = function_spec(case.op)
+    names = spec.inputs[: len(inputs)]
     attributes = {a.name: a for a in ir.convenience.convert_attributes(case.attributes)}
     function = onnx_function(case.op, spec.variant(inputs, attributes))
     node = helper.make_node(
-        case.op, spec.inputs, ["o", "k", "v"], domain=DOMAIN, overload=function.overload, **case.attributes
+        case.op, names, ["o", "k", "v"], domain=DOMAIN, overload=function.overload, **case.attributes
     )
     infos = [
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
-        for name, array in zip(spec.inputs, inputs, strict=True)
+        for name, array in zip(names, inputs, strict=True)
     ]
     outputs = [helper.make_tensor_value_info(n, t, None) for n, t in zip("okv", case.output_types, strict=True)]
     model = helper.make_model(
@@ -113,7 +125,7 @@ def body(case: Case, inputs: list[np.ndarray]) -> list[np.ndarray]:
     options = ort.SessionOptions()
     options.log_severity_level = 3  # TensorScatter warns that it copies the caches
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session.run(None, dict(zip(spec.inputs, inputs, strict=True)))
+    return session.run(None, dict(zip(names, inputs, strict=True)))
 
 
 @pytest.mark.parametrize("case", NOT_EMPTY, ids=str)  # onnxruntime's Attention takes nothing empty
@@ -127,9 +139,44 @@ def test_kernel_equals_body(kernels, case):
         np.testing.assert_allclose(output, expected, rtol=0, atol=atol)
 
 
-def test_both_ops_have_a_body_for_codes():
+def test_both_ops_have_bodies_for_codes_and_prefixes():
+    names = ["", "prefix_lengths", "e4m3fn", "e4m3fn_prefix_lengths"]
     for op in ops.attention.CACHED_ATTENTIONS:
-        assert [variant.overload for variant in function_spec(op).variants()] == ["", "e4m3fn"]
+        assert [variant.overload for variant in function_spec(op).variants()] == names
+
+
+@pytest.mark.parametrize("L", [1, 3, 4, 5, 30])
+def test_a_prefix_of_nothing_is_causal_to_the_last_bit(kernels, L):
+    causal = Case(2, L, 6, 2, 24, 300, [7, 250])
+    prefixed = dataclasses.replace(causal, prefix=[7 + 1, 0])
+    found = [run(kernels, case, case.inputs()) for case in (causal, prefixed)]
+    for first, second in zip(*found, strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("L", [3, 30])
+def test_tokens_of_a_prefix_see_later_ones_of_it_and_no_others(kernels, L):
+    case = Case(1, L, 4, 2, 20, 200, [100], prefix=[100 + L - 1])
+    inputs = case.inputs()
+    before = run(kernels, case, inputs)[0]
+    for position, seen in ((L - 1, False), (L - 2, True)):
+        changed = [array.copy() for array in inputs]
+        for array in changed[1:3]:
+            array[:, position] += 1
+        after = run(kernels, case, changed)[0]
+        assert (after[:, 0] != before[:, 0]).any() == seen
+        assert (after[:, -1] != before[:, -1]).any()
+
+
+def test_prefixes_that_reach_beyond_the_row(kernels):
+    for op_case, prefix, message in (
+        (Case(2, 3, 4, 2, 8, 16, [0, 5], prefix=[0, 0]), [0, 9], r"prefix_lengths\[1\] must be from 0 to the 8 tokens"),
+        (Case(2, 3, 4, 2, 8, 16, [0, 5], rotary_dim=6, prefix=[0, 0]), [-1, 0], r"prefix_lengths\[0\].* found -1"),
+        (Case(2, 3, 4, 2, 8, 16, [0, 5], prefix=[0, 0]), [0], r"input 'prefix_lengths' must be \[2\], found \[1\]"),
+    ):
+        inputs = [*op_case.inputs()[:-1], np.array(prefix)]
+        with pytest.raises(Exception, match=message):
+            run(kernels, op_case, inputs)
 
 
 @pytest.mark.parametrize("case", NOT_EMPTY, ids=str)

@@ -53,15 +53,17 @@ def cached_attention(
     past: list[int],
     dtype: Any = np.float32,
     rotary: tuple[int, int] | None = None,
+    prefix: list[int] | None = None,
 ) -> Case:
     heads = [draw(B, L, N * H), draw(B, L, K * H), draw(B, L, K * H)[::-1].copy()]
     caches = [draw(B, K, S, H), draw(B, K, S, H)[..., ::-1].copy()]
     attributes = {"num_heads": N, "num_kv_heads": K, "scale": H**-0.5}
     caches = [stored(cache, dtype) for cache in caches]
     attributes |= {"cache_format": "e4m3fn"} if dtype == np.uint8 else {}
-    name = f"{np.dtype(dtype).name}{[B, L, N, K, H, S]}"
+    name = f"{np.dtype(dtype).name}{[B, L, N, K, H, S]}{prefix or ''}"
+    lengths = [np.array(past), None if prefix is None else np.array(prefix)]
     if rotary is None:
-        return Case("CachedAttention", name, [*heads, *caches, np.array(past)], attributes)
+        return Case("CachedAttention", name, [*heads, *caches, *lengths], attributes)
     R, interleaved = rotary
     angles = draw(B, L, R // 2)
     attributes |= {"rotary_dim": R, "interleaved": interleaved}
@@ -69,7 +71,7 @@ def cached_attention(
     if dtype != np.float32:
         # By quarter turns, which are exact: the last bit of another angle can tip the rounding of what is cached.
         cos, sin = np.round(cos), np.round(sin) * (np.round(cos) == 0)
-    inputs = [*heads, cos, sin, *caches, np.array(past)]
+    inputs = [*heads, cos, sin, *caches, *lengths]
     return Case("RotaryCachedAttention", f"{name}{list(rotary)}", inputs, attributes)
 
 
@@ -130,6 +132,8 @@ CASES = [
         for rotary in (None, (20, 0), (16, 1))
         if (dtype, rotary) != (np.float32, None)
     ),
+    cached_attention(3, 4, 6, 2, 20, 150, [0, 146, 33], prefix=[4, 0, 35]),
+    cached_attention(2, 50, 4, 1, 24, 80, [0, 30], rotary=(16, 0), prefix=[49, 12]),
     wkv(1, 1, 768, [1]),
     wkv(2, 40, 100, [40, 7]),
     quantized_embedding("int4", 49, 75, 32, 2, 3),

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
-GPT2, LLAMA2 = ROOT / "examples" / "gpt2", ROOT / "examples" / "llama2"
+GPT2, LLAMA2, RWKV = (ROOT / "examples" / name for name in ("gpt2", "llama2", "rwkv"))
 PROMPT = "My name is Lewis and I like to"
 
 
@@ -78,6 +78,15 @@ def test_llama2_answers() -> None:
     assert out.startswith("> What is gravity?\n")
     assert "gravity" in out.split("\n", 1)[1].lower()
     assert "decode_step: 8" in err
+
+
+def test_rwkv_writes_on() -> None:
+    out, err = run(RWKV, "--config-name=sharding", "model.max_loop=12")
+    assert out.startswith(PROMPT)
+    assert len(out) > len(PROMPT) + 10
+    assert "decode_step: 12" in err
+    replica = run(RWKV, "--config-name=tp", "global_args.num_replicas=1", "model.max_loop=12", "stream=false")
+    assert replica[0] == out
 
 
 def test_cfg_job() -> None:

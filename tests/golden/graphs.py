@@ -41,6 +41,31 @@ CONFIGS = {
         "tie_word_embeddings": False,
         "eos_token_id": 60,
     },
+    "rwkv": {
+        "model_type": "rwkv",
+        "vocab_size": 61,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "context_length": 64,
+        "layer_norm_epsilon": 1e-5,
+        "rescale_every": 6,
+        "eos_token_id": 60,
+    },
+    "chatglm": {
+        "model_type": "chatglm",
+        "vocab_size": 61,
+        "hidden_size": 32,
+        "inner_hidden_size": 48,
+        "num_layers": 2,
+        "num_attention_heads": 2,
+        "max_sequence_length": 64,
+        "layernorm_epsilon": 1e-5,
+        "position_encoding_2d": True,
+        "mask_token_id": 56,
+        "gmask_token_id": 57,
+        "bos_token_id": 58,
+        "eos_token_id": 60,
+    },
 }
 
 

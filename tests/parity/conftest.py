@@ -26,6 +26,18 @@ class Pair:
     make_reference: Any
     _known: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    @classmethod
+    def make(cls, variant: Variant, folders: pytest.TempPathFactory) -> Pair:
+        """Writes the checkpoint, and transformers' own beside it where it has another layout."""
+        folder = own = folders.mktemp(variant.name)
+        model = scaled(variant.make()).to(getattr(torch, variant.dtype))
+        if variant.write is not None:
+            own = folders.mktemp(f"{variant.name}-transformers")
+            variant.write(model, folder)
+        model.save_pretrained(own, **variant.save)
+        model_class = type(model)
+        return cls(variant, folder, lambda: model_class.from_pretrained(own, dtype=torch.float32).eval())
+
     @property
     def reference(self) -> Any:
         """A fresh PyTorch model: dynamic rotary embeddings remember the longest row they have seen."""
@@ -44,11 +56,11 @@ class Pair:
         """PyTorch's logits `[T, V]` after each id of `continuation` `[T]`, fed one by one after the prompt `ids`."""
 
         def compute() -> np.ndarray:
-            model = self.reference
+            model, name = self.reference, self.variant.cache
             with torch.no_grad():
-                cache = model(torch.from_numpy(ids)[None], use_cache=True).past_key_values
+                cache = model(torch.from_numpy(ids)[None], use_cache=True)[name]
                 steps = [
-                    model(torch.tensor([[token]]), past_key_values=cache, use_cache=True).logits[0, -1].numpy()
+                    model(torch.tensor([[token]]), **{name: cache}, use_cache=True).logits[0, -1].numpy()
                     for token in continuation.tolist()
                 ]
             return np.stack(steps)
@@ -60,8 +72,9 @@ class Pair:
 
         def compute() -> list[int]:
             row = torch.from_numpy(ids)[None]
+            beams = self.variant.beams if settings.get("num_beams", 1) > 1 else {}
             output = self.reference.generate(
-                row, attention_mask=torch.ones_like(row), do_sample=False, pad_token_id=0, **settings
+                row, attention_mask=torch.ones_like(row), do_sample=False, pad_token_id=0, **settings, **beams
             )
             return output[0, len(ids) :].tolist()
 
@@ -79,22 +92,14 @@ def scaled(model: Any) -> Any:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.normal_(0.0, 0.3, generator=generator)
-            if parameter.ndim == 1 and "norm" in name or "ln_" in name and name.endswith("weight"):
+            if parameter.ndim == 1 and "norm" in name or "ln" in name and name.endswith("weight"):
                 parameter.add_(1.0)
     return model.eval()
 
 
-def make_pair(variant: Variant, folder: Path) -> Pair:
-    """Writes a variant's checkpoint to `folder`."""
-    model = scaled(variant.make()).to(getattr(torch, variant.dtype))
-    model.save_pretrained(folder, **variant.save)
-    model_class = type(model)
-    return Pair(variant, folder, lambda: model_class.from_pretrained(folder, dtype=torch.float32).eval())
-
-
 @pytest.fixture(scope="session", params=VARIANTS, ids=[variant.name for variant in VARIANTS])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    return make_pair(request.param, tmp_path_factory.mktemp(request.param.name))
+    return Pair.make(request.param, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
@@ -122,4 +127,5 @@ def rows(pair: Pair) -> list[np.ndarray]:
     """Prompts of different lengths; the longest passes `max_position_embeddings` of the dynamic variant."""
     rng = np.random.default_rng(7)
     vocab_size = 61 if "gpt2" in pair.variant.name else 67
-    return [rng.integers(1, vocab_size - 1, length) for length in (23, 5, 1, 14)]
+    prompts = [rng.integers(1, vocab_size - 1, length) for length in (23, 5, 1, 14)]
+    return [np.append(prompt, pair.variant.ending).astype(np.int64) for prompt in prompts]

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -30,17 +33,22 @@ def engines(request: pytest.FixtureRequest, engine: Engine, unfused: Engine) -> 
     return fused, plain
 
 
-def op_types(engine: Engine) -> list[str]:
-    return [node.op_type for node in engine.runtime.compiled.model.graph]
+def nodes(engine: Engine, inside: bool) -> list[Any]:
+    """The nodes of the layers, or all others."""
+    graph = engine.runtime.compiled.model.graph
+    return [node for node in graph if bool(re.search(r"/(layers|h|blocks)\.", str(node.name))) is inside]
 
 
 def test_little_but_fused_ops_is_left(pair: Pair, engine: Engine, unfused: Engine) -> None:
     gone = {"Linear", "Add", "Mul", "Split", "Swish", "Gelu", "Relu", "LayerNormalization", "RMSNormalization"}
-    layers = sum(name.endswith("CachedAttention") for name in op_types(engine))
-    fused = [node for node in engine.runtime.compiled.model.graph if node.op_type in gone]
-    assert not [node.name for node in fused if "/layers." in node.name or "/h." in node.name]
-    assert op_types(engine).count("FusedLinear") == 4 * layers + 1
-    assert "FusedLinear" not in op_types(unfused)
+    gone -= pair.variant.unfused
+    inside, outside = ([node.op_type for node in nodes(engine, place)] for place in (True, False))
+    layers = sum(name.endswith("CachedAttention") or name == "WKV" for name in inside)
+    assert not gone.intersection(inside)
+    assert inside.count("FusedLinear") == pair.variant.fused * layers
+    has_final_norm = any("Normalization" in node.op_type for node in nodes(unfused, False))
+    assert outside.count("FusedLinear") == has_final_norm
+    assert not [node for node in unfused.runtime.compiled.model.graph if node.op_type == "FusedLinear"]
 
 
 def test_prefill(engines: tuple[Engine, Engine], rows: list[np.ndarray]) -> None:

@@ -66,6 +66,15 @@ def test_greedy_ids_in_one_call(pair: Pair, any_engine: Engine, rows: list[np.nd
     assert ours == [pair.generate(row, max_new_tokens=12) for row in rows]
 
 
+def test_streaming(any_engine: Engine, rows: list[np.ndarray]) -> None:
+    """Steps come one by one, whoever has ended; together they are the greedy answers."""
+    prompts, limits = [row.tolist() for row in rows], [12, 3, 7, 1]
+    steps = list(any_engine.stream(prompts, max_new_tokens=limits))
+    answers = any_engine.generate(prompts, max_new_tokens=limits)
+    assert len(steps) == max(map(len, answers))
+    assert [[step[i] for step in steps if step[i] is not None] for i in range(len(rows))] == answers
+
+
 def test_a_row_gives_what_it_gives_alone(any_engine: Engine, rows: list[np.ndarray]) -> None:
     prompts = [row.tolist() for row in rows]
     settings = {"max_new_tokens": 12, "temperature": 0.9, "top_p": 0.95, "seed": 11}

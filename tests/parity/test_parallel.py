@@ -14,7 +14,7 @@ import torch
 import poptransformer
 from poptransformer.engine import Engine
 from poptransformer.parallel import valid_replicas
-from tests.parity.conftest import Pair, make_pair, scaled
+from tests.parity.conftest import Pair, scaled
 from tests.parity.test_models import ATOL, padded
 from tests.parity.variants import VARIANTS
 
@@ -40,7 +40,7 @@ NAMES = ("gpt2", "gpt2-untied", "gpt2-relu-wide-mlp", "llama-gqa", "llama-mqa-od
 @pytest.fixture(scope="session", params=NAMES)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     (variant,) = (variant for variant in VARIANTS if variant.name == request.param)
-    return make_pair(variant, tmp_path_factory.mktemp(variant.name))
+    return Pair.make(variant, tmp_path_factory)
 
 
 def plan_of(pair: Pair, name: str) -> dict[str, Any]:

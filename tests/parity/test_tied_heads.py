@@ -21,6 +21,11 @@ IDS = np.arange(1, 20)
 MAKERS = {variant.name: variant.make for variant in VARIANTS}
 
 
+def head_of(name: str) -> str:
+    """What the head's weight is called."""
+    return "head.weight" if name.startswith("rwkv") else "lm_head.weight"
+
+
 def compare(folder: Path, model_class: Any) -> None:
     reference = model_class.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():
@@ -28,7 +33,9 @@ def compare(folder: Path, model_class: Any) -> None:
     np.testing.assert_allclose(poptransformer.load(folder).logits(IDS)[0], expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize(("name", "tie"), [("gpt2-untied", None), ("gpt2-untied", True), ("llama-gqa", True)])
+@pytest.mark.parametrize(
+    ("name", "tie"), [("gpt2-untied", None), ("gpt2-untied", True), ("llama-gqa", True), ("rwkv", True)]
+)
 def test_a_stored_head_counts_even_where_the_config_ties_it(
     name: str, tie: bool | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -40,11 +47,16 @@ def test_a_stored_head_counts_even_where_the_config_ties_it(
         config["tie_word_embeddings"] = tie
     (tmp_path / "config.json").write_text(json.dumps(config))
     compare(tmp_path, type(model))
-    assert "using lm_head.weight as it is stored" in caplog.text
+    assert f"using {head_of(name)} as it is stored" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("name", "embedding"), [("gpt2", "transformer.wte.weight"), ("llama-biases-tied", "model.embed_tokens.weight")]
+    ("name", "embedding"),
+    [
+        ("gpt2", "transformer.wte.weight"),
+        ("llama-biases-tied", "model.embed_tokens.weight"),
+        ("rwkv-tied-sharded-fp16", "rwkv.embeddings.weight"),
+    ],
 )
 @pytest.mark.parametrize("both", [False, True], ids=["head only", "both, equal"])
 def test_a_tied_table_under_the_name_of_the_head(name: str, embedding: str, both: bool, tmp_path: Path) -> None:
@@ -52,12 +64,12 @@ def test_a_tied_table_under_the_name_of_the_head(name: str, embedding: str, both
     model = scaled(make())
     model.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
-    tensors["lm_head.weight"] = tensors[embedding].clone() if both else tensors.pop(embedding)
+    tensors[head_of(name)] = tensors[embedding].clone() if both else tensors.pop(embedding)
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     compare(tmp_path, type(model))
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama-biases-tied"])
+@pytest.mark.parametrize("name", ["gpt2", "llama-biases-tied", "rwkv-tied-sharded-fp16"])
 def test_a_checkpoint_of_the_bare_model(name: str, tmp_path: Path) -> None:
     model = scaled(MAKERS[name]())
     model.base_model.save_pretrained(tmp_path)

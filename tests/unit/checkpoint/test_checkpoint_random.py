@@ -46,6 +46,8 @@ def test_random_weights_depend_on_key_and_seed_only(tmp_path: Path, caplog: pyte
         ("model.layers.0.input_layernorm.weight", 1),
         ("transformer.h.0.ln_1.weight", 1),
         ("transformer.h.0.ln_1.bias", 0),
+        ("rwkv.blocks.0.ln1.weight", 1),
+        ("rwkv.blocks.0.pre_ln.weight", 1),
         ("model.layers.0.self_attn.q_proj.bias", 0),
     ],
 )

@@ -25,6 +25,12 @@ def test_a_chat_answers_on_its_own_line(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out == "> Hi\nHello\n"
 
 
+@pytest.mark.parametrize("use_history", [False, True])
+def test_a_question_is_a_chat(use_history: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    print_stream([["Hel"], ["lo"]], {"input_string": "Hi", "use_history": use_history})
+    assert capsys.readouterr().out == "> Hi\nHello\n"
+
+
 def test_rows_do_not_mix(capsys: pytest.CaptureFixture[str]) -> None:
     texts = print_stream(STEPS, {"input_string_list": ["A: ", "B: ", "dropped by truncation"]})
     assert texts == ["Once upon a time", "The end"]

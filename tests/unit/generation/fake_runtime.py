@@ -115,6 +115,8 @@ class FakeRuntime:
         calls: (rows, tokens per row) of every forward so far.
     """
 
+    prompt_marks: tuple[tuple[int, ...], ...] = ()
+
     def __init__(self, model: GPT2LMHeadModel | None = None, max_length: int | None = None) -> None:
         self.model = model or tiny_gpt2()
         self.max_length = max_length or self.model.config.n_positions

@@ -34,6 +34,7 @@ class Scripted:
 
     max_length = 100
     vocab_size = 256
+    prompt_marks: tuple[tuple[int, ...], ...] = ()
 
     def __init__(self, *texts: str | bytes) -> None:
         rows = [text.encode() if isinstance(text, str) else text for text in texts]

@@ -83,10 +83,10 @@ DETAILS = [
     ({"*": "int4"}, {"int4_block": 128}, "int4 block 128 offsets", 4),
     ("int8", {"int8_block": "channel"}, "int8 channel", 8),
     ("int8", {"int8_block": 128}, "int8 block 128", 8),
-    ("fp8_weight", {}, "e4m3fn channel", 8),
-    ("fp8_weight", {"fp8_format": "e5m2", "fp8_scale": "tensor"}, "e5m2 tensor", 8),
-    ("fp8_weight", {"fp8_convention": "ipu"}, "e4m3fnuz channel", 8),
-    ("fp8", {"fp8_convention": "IPU", "fp8_format": "E5M2"}, "e5m2fnuz channel", 8),
+    ({"*": "fp8_weight"}, {}, "e4m3fn channel", 8),
+    ({"*": "fp8_weight"}, {"fp8_format": "e5m2", "fp8_scale": "tensor"}, "e5m2 tensor", 8),
+    ({"*": "fp8_weight"}, {"fp8_convention": "ipu"}, "e4m3fnuz channel", 8),
+    ({"*": "fp8"}, {"fp8_convention": "IPU", "fp8_format": "E5M2"}, "e5m2fnuz channel", 8),
 ]
 
 
@@ -101,15 +101,26 @@ def test_details(precision: Any, details: dict[str, Any], stored: str, bits: int
         mantissas = np.concatenate([np.frexp(array[array > 0])[0].ravel() for array in scales])
         assert set(mantissas) == {0.5}
     rounding = {node.attributes["scaling"].as_string() for node in model.graph if node.op_type == "RoundToFloat8"}
-    assert rounding == ({"power_of_two"} if precision == "fp8" else set())
+    assert rounding == ({"power_of_two"} if precision == {"*": "fp8"} else set())
 
 
-def test_int4_alone_keeps_the_head_in_8_bits() -> None:
-    _, report = quantized("int4")
-    assert {weight.name: weight.stored for weight in report.weights if "embed" in weight.name} == {
-        "model.embed.weight": "int8 block 32"
-    }
-    assert {weight.stored for weight in report.weights if "mlp" in weight.name} == {"int4 block 32 offsets"}
+@pytest.mark.parametrize(
+    ("precision", "details", "head", "rest"),
+    [
+        ("int4", {}, "int8 block 32", "int4 block 32 offsets"),
+        ("fp8_weight", {}, "int8 block 32", "e4m3fn channel"),
+        ("fp8", {"fp8_format": "e5m2"}, "int8 block 32", "e5m2 channel"),
+        ("fp8", {"fp8_convention": "ipu"}, "fp16", "e4m3fnuz channel"),
+        ("int4", {"fp8_convention": "ipu"}, "int8 block 32", "int4 block 32 offsets"),
+    ],
+    ids=str,
+)
+def test_a_name_alone_spares_the_head(precision: str, details: dict[str, str], head: str, rest: str) -> None:
+    model, report = quantized(precision, **details)
+    stored = {weight.name: weight.stored for weight in report.weights}
+    assert stored.pop("model.embed.weight") == head
+    assert set(stored.values()) == {rest}
+    assert run(model).shape == (2, 3, V)
 
 
 def test_details_of_one_rule() -> None:
