@@ -224,11 +224,8 @@ class HFModel:
         """Adds the model to `self.graph`, reading `self.step`; returns the logits `[B, M, V]`."""
         raise NotImplementedError(f"{type(self).__name__} must define build_model_graph(self).")
 
-    def build_graph(self, replica: int = 0) -> None:
-        """Builds the step graph.
-
-        Args:
-            replica: which replica's weights are bound; the graph is the same for all.
+    def build_graph(self) -> None:
+        """Builds the step graph, with the weights of replica `self.build.replica`.
 
         Raises:
             ConfigError: `layer_per_ipu` does not add up to the number of layers.
@@ -237,7 +234,6 @@ class HFModel:
         """
         self._check_family()
         self._check_placement()
-        self.build = dataclasses.replace(self.build, replica=replica)
         self.graph = Graph(type(self).__name__)
         state_dict = self.process_hf_model_state_dict(self.checkpoint.state_dict)
         with progress("loading", total=len(state_dict) or None) as advance:

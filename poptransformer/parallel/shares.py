@@ -22,17 +22,19 @@ _CUTS = {"int4-rows": 2, "int8-rows": 1}
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """Positions along one axis, in order, and zeros behind them up to `size`.
+    """Positions along one axis, in order, filled up with zeros to `size`.
 
     All replicas' shares of an axis have the same size: they run the same graph.
 
     Attributes:
         ranges: first position and end of each piece.
         size: positions, the zeros included.
+        has_equal_pieces: whether each piece is filled up to the same size; otherwise all zeros are behind the last.
     """
 
     ranges: tuple[tuple[int, int], ...]
     size: int
+    has_equal_pieces: bool = False
 
     @classmethod
     def whole(cls, size: int) -> Share:
@@ -52,10 +54,26 @@ class Share:
         first = min(size, replica * each)
         return cls(((first, min(size, first + each)),), each)
 
+    def repeated(self, count: int, distance: int) -> Share:
+        """This share of each of several parts of an axis, which begin `distance` apart."""
+        starts = range(0, count * distance, distance)
+        ranges = tuple((start + first, start + end) for start in starts for first, end in self.ranges)
+        if all(end - first == distance for first, end in ranges):
+            return Share.whole(count * distance)
+        return Share(ranges, count * self.size, has_equal_pieces=True)
+
     @property
     def taken(self) -> int:
         """Positions without the zeros."""
         return sum(end - first for first, end in self.ranges)
+
+    @property
+    def zeros(self) -> list[int]:
+        """Zeros behind each piece."""
+        if self.has_equal_pieces:
+            each = self.size // len(self.ranges)
+            return [each - (end - first) for first, end in self.ranges]
+        return [*(0 for _ in self.ranges[1:]), self.size - self.taken]
 
     def is_whole(self, size: int) -> bool:
         """Whether this is all of an axis of that size."""
@@ -93,12 +111,12 @@ def _read(array: np.ndarray, shares: Sequence[Share]) -> np.ndarray:
 
 
 def _cut(values: np.ndarray, axis: int, share: Share) -> np.ndarray:
-    before = (slice(None),) * axis
-    pieces = [values[(*before, slice(*piece))] for piece in share.ranges]
-    missing = share.size - share.taken
-    if missing:
-        shape = (*values.shape[:axis], missing, *values.shape[axis + 1 :])
-        pieces.append(np.zeros(shape, values.dtype))
+    before, behind = values.shape[:axis], values.shape[axis + 1 :]
+    pieces = []
+    for (first, end), missing in zip(share.ranges, share.zeros, strict=True):
+        pieces.append(values[(*(slice(None),) * axis, slice(first, end))])
+        if missing:
+            pieces.append(np.zeros((*before, missing, *behind), values.dtype))
     return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis)
 
 

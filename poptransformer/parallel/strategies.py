@@ -56,6 +56,25 @@ class Start(Strategy):
         return Share.even(size, build.replica, build.num_replicas)
 
 
+class FusedStart(Start):
+    """The same for a matrix that holds several of equal size, one after the other: a gate and what it multiplies.
+
+    Args:
+        parts: how many there are.
+    """
+
+    name = "fused_start"
+
+    def __init__(self, parts: int) -> None:
+        self.parts = parts
+
+    def outputs(self, build: Build, size: int) -> Share:
+        """An even share of each part."""
+        if size % self.parts:
+            raise ConfigError(f"A layer of {size} columns does not hold {self.parts} parts of equal size.")
+        return super().outputs(build, size // self.parts).repeated(self.parts, size // self.parts)
+
+
 class End(Strategy):
     """Input columns are divided, as a `start` before has left them; the results are added up."""
 
@@ -86,13 +105,17 @@ class Heads(Strategy):
         self.head_dim = head_dim
         self.counts = counts
 
+    @property
+    def size(self) -> int:
+        """Columns of all heads."""
+        return sum(self.counts) * self.head_dim
+
     def outputs(self, build: Build, size: int) -> Share:
         """The replica's heads."""
-        expected = sum(self.counts) * self.head_dim
-        if size != expected:
+        if size != self.size:
             raise ConfigError(
                 f"A layer of {size} columns cannot be divided as {self.name}: {' + '.join(map(str, self.counts))} "
-                f"heads of {self.head_dim} make {expected}."
+                f"heads of {self.head_dim} make {self.size}."
             )
         ranges, before = [], 0
         for count in self.counts:

@@ -8,7 +8,7 @@ they read. A stage may come twice: a head that shares the embedding's table lies
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Mapping
 
 import onnx_ir as ir
 
@@ -34,19 +34,20 @@ class Segment:
     model: ir.Model
 
 
-def split_stages(model: ir.Model, states: Collection[str], anchor: str = "lengths") -> list[Segment]:
+def split_stages(model: ir.Model, states: Mapping[str, str], anchor: str = "lengths") -> list[Segment]:
     """Cuts a model into segments, in the order they run in.
 
     Args:
         model: stays as it is.
-        states: names of the inputs that one step hands to the next; all other inputs are known on every stage, and
-            what is computed from these alone, such as positions, is repeated on each.
+        states: inputs that one step hands to the next, and the outputs that are their next values; all other inputs
+            are known on every stage, and what is computed from these alone, such as positions, is repeated on each.
+            So are states that hang on nothing else: each stage has its own copy.
         anchor: an input that every step has.
 
     Raises:
         GraphError: a value that goes from one stage to another is no fp32 tensor.
     """
-    plan = _Plan(model.graph, set(states))
+    plan = _Plan(model.graph, states)
     return [Segment(stage, plan.model_of(number, model, anchor)) for number, stage in enumerate(plan.stages)]
 
 
@@ -57,18 +58,37 @@ class _Plan:
         stages: the stage of each segment.
         segments: the segment of each node, by its place in the graph; None for nodes that are repeated.
         transfers: by the name of a value, the segments that receive it and the tag of each message.
+        repeated: names of the next values of states that every stage has.
     """
 
-    def __init__(self, graph: ir.Graph, states: set[str]) -> None:
+    def __init__(self, graph: ir.Graph, states: Mapping[str, str]) -> None:
+        self.transfers: dict[str, dict[int, int]] = {}
+        outputs = {_name(value): value for value in graph.outputs}
+        bound: set[str] = set()
+        while True:
+            made_in = self._place_all(graph, bound)
+            # A state is on one stage if what makes its next value is, and then so may be what reads it.
+            found = {past for past, present in states.items() if made_in.get(outputs.get(present)) is not None}
+            if found <= bound:
+                break
+            bound |= found
+        self.repeated = {present for past, present in states.items() if past not in bound}
+        self._transfer(graph, made_in)
+
+    def _place_all(self, graph: ir.Graph, states: set[str]) -> dict[ir.Value | None, int | None]:
+        """Gives each node a segment; returns those that values are made in, None for what is repeated."""
         self.stages: list[int] = []
         self.segments: list[int | None] = []
-        self.transfers: dict[str, dict[int, int]] = {}
-        made_in: dict[ir.Value, int | None] = {}
+        made_in: dict[ir.Value | None, int | None] = {}
         constants: set[ir.Value] = set()
         for node in graph:
             segment = None if _is_free(node, made_in, states, constants) else self._place(node, made_in)
             self.segments.append(segment)
             made_in.update(dict.fromkeys(node.outputs, segment))
+        return made_in
+
+    def _transfer(self, graph: ir.Graph, made_in: Mapping[ir.Value | None, int | None]) -> None:
+        """Finds what goes from one segment to another."""
         tag = 0
         for node, segment in zip(graph, self.segments, strict=True):
             for value in _reads(node):
@@ -81,7 +101,7 @@ class _Plan:
                     receivers[segment] = tag
                     tag += 1
 
-    def _place(self, node: ir.Node, made_in: dict[ir.Value, int | None]) -> int:
+    def _place(self, node: ir.Node, made_in: Mapping[ir.Value | None, int | None]) -> int:
         """The first segment of the node's stage that is not before what the node reads."""
         before = [segment for value in _reads(node) if (segment := made_in.get(value)) is not None]
         first = max(before, default=0)
@@ -103,7 +123,7 @@ class _Plan:
         kept = [node for node, segment in zip(nodes, self.segments, strict=True) if segment == number]
         values = {_name(value): value for node in nodes for value in node.outputs}
         made_here = {_name(value) for node in kept for value in node.outputs}
-        outputs = [value for value in graph.outputs if _name(value) in made_here]
+        outputs = [value for value in graph.outputs if _name(value) in made_here | self.repeated]
         producers = {_name(v): s for node, s in zip(nodes, self.segments, strict=True) for v in node.outputs}
         like = next(value for value in graph.inputs if value.name == anchor)
         for name, receivers in self.transfers.items():
@@ -145,7 +165,9 @@ class _Plan:
         return sent
 
 
-def _is_free(node: ir.Node, made_in: dict[ir.Value, int | None], states: set[str], constants: set[ir.Value]) -> bool:
+def _is_free(
+    node: ir.Node, made_in: Mapping[ir.Value | None, int | None], states: set[str], constants: set[ir.Value]
+) -> bool:
     """Whether a node can be repeated on each stage that reads it.
 
     It is, where it reads inputs of the step, small constants and what is made of these, or nothing but weights: those
@@ -161,7 +183,9 @@ def _is_free(node: ir.Node, made_in: dict[ir.Value, int | None], states: set[str
     return not any(_is_bound(value, made_in, states, constants) for value in reads)
 
 
-def _is_bound(value: ir.Value, made_in: dict[ir.Value, int | None], states: set[str], constants: set[ir.Value]) -> bool:
+def _is_bound(
+    value: ir.Value, made_in: Mapping[ir.Value | None, int | None], states: set[str], constants: set[ir.Value]
+) -> bool:
     """Whether a value lies on one stage: a state, a large weight, or something made there."""
     if value.producer() is not None:
         return made_in.get(value) is not None or value in constants

@@ -162,7 +162,8 @@ def compile_replicas(
         if model.build.num_replicas > 1:
             logger.info("building replica %d of %d", replica, model.build.num_replicas)
         if not model.is_built or model.build.replica != replica:
-            model.build_graph(replica)
+            model.build = dataclasses.replace(model.build, replica=replica)
+            model.build_graph()
         with progress("compiling"):
             compiled.append(compile_model(model, compiler_options, fuse))
     return dataclasses.replace(compiled[0], peers=tuple(compiled[1:]))

@@ -75,7 +75,7 @@ class StagedRuntime(Runtime):
     def _plan(self, model: ir.Model) -> StagePlan:
         from poptransformer.passes import split_stages
 
-        states = {state.past for state in self.compiled.info.states}
+        states = {state.past: state.present for state in self.compiled.info.states}
         with self.compiled.lock:
             segments = split_stages(model, states)
             sessions = {

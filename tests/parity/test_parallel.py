@@ -13,6 +13,7 @@ import torch
 
 import poptransformer
 from poptransformer.engine import Engine
+from poptransformer.errors import ConfigError
 from poptransformer.parallel import valid_replicas
 from tests.parity.conftest import Pair, scaled
 from tests.parity.test_models import ATOL, padded
@@ -34,7 +35,11 @@ PLANS: dict[str, dict[str, Any]] = {
 }
 
 
-NAMES = ("gpt2", "gpt2-untied", "gpt2-relu-wide-mlp", "llama-gqa", "llama-mqa-odd-head-dim", "llama-biases-tied")
+NAMES = (
+    *("gpt2", "gpt2-untied", "gpt2-relu-wide-mlp", "llama-gqa", "llama-mqa-odd-head-dim", "llama-biases-tied"),
+    *("rwkv", "rwkv-odd-sizes", "rwkv-tied-sharded-fp16", "chatglm", "chatglm-mask-in-context", "chatglm-tied"),
+    *("glm", "glm-mqa-tied", "chatglm2", "chatglm2-no-groups", "chatglm2-unusual", "chatglm2-no-final-norm"),
+)
 
 
 @pytest.fixture(scope="session", params=NAMES)
@@ -45,7 +50,10 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def plan_of(pair: Pair, name: str) -> dict[str, Any]:
     config = pair.make_reference().config
-    counts = valid_replicas(config.num_attention_heads, getattr(config, "num_key_value_heads", None))
+    if config.model_type == "rwkv":
+        counts = [1, 2, 4]  # channels can be divided among any number
+    else:
+        counts = valid_replicas(config.num_attention_heads, getattr(config, "num_key_value_heads", None))
     layers = [1] * config.num_hidden_layers
     values = {"few": counts[1], "many": counts[-1], "one each": layers, "one each, and the head": [*layers, 0]}
     return {key: values.get(value, value) if isinstance(value, str) else value for key, value in PLANS[name].items()}
@@ -96,7 +104,13 @@ def test_rows_without_a_seed_are_drawn_alike_on_all_ranks(parallel: Engine, rows
     assert first != second and {len(ids) for ids in first} == {8}
 
 
-GREEDY = {"llama": ("LlamaConfig", "LlamaForCausalLM"), "gpt2": ("GPT2Config", "GPT2LMHeadModel")}
+GREEDY = {
+    "llama": ("Llama", "ForCausalLM", {"intermediate_size": 256, "num_key_value_heads": 2}),
+    "gpt2": ("GPT2", "LMHeadModel", {"n_inner": 256}),
+    "rwkv": ("Rwkv", "ForCausalLM", {"context_length": 128}),
+    "glm": ("Glm", "ForCausalLM", {"intermediate_size": 256, "num_key_value_heads": 2, "head_dim": 32}),
+    "chatglm": ("ChatGLMReference", "", {"inner_hidden_size": 256, "max_sequence_length": 128, "bos_token_id": 6}),
+}
 
 
 @pytest.fixture(scope="module", params=GREEDY)
@@ -104,10 +118,14 @@ def aligned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """A model whose shares end where blocks of 32 columns do, with a vocabulary that no number of replicas divides."""
     import transformers
 
-    config, model = (getattr(transformers, name) for name in GREEDY[request.param])
+    from tests.parity import chatglm_reference
+
+    prefix, suffix, own = GREEDY[request.param]
+    library = chatglm_reference if request.param == "chatglm" else transformers
+    config, model = getattr(library, f"{prefix}Config"), getattr(library, f"{prefix}{suffix}")
     sizes = {"vocab_size": 131, "hidden_size": 128, "num_attention_heads": 4, "num_hidden_layers": 4}
-    sizes |= {"max_position_embeddings": 128, "bos_token_id": 0, "eos_token_id": 130}
-    sizes |= {"intermediate_size": 256, "num_key_value_heads": 2} if request.param == "llama" else {"n_inner": 256}
+    sizes |= {"max_position_embeddings": 128, "bos_token_id": 0, "eos_token_id": 130, "pad_token_id": 0}
+    sizes |= {"mask_token_id": 129, "gmask_token_id": 2, **own}
     folder = tmp_path_factory.mktemp(request.param)
     reference = scaled(model(config(**sizes)))
     with torch.no_grad():
@@ -153,6 +171,9 @@ def test_scales_of_whole_rows_are_finer_in_shares(aligned: tuple[Any, Path]) -> 
     assert np.abs(four - exact).mean() < 1.1 * np.abs(one - exact).mean()
 
 
+DIVIDED = ("down_proj", "up_proj", "mlp.c_proj", "dense_4h_to_h", "feed_forward.key", "feed_forward.value")
+
+
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_shares_are_shares_of_the_quantized_weight(aligned: tuple[Any, Path], precision: str) -> None:
     """Codes of a share that is cut along K, and of one that is cut along N, are those of the whole weight there."""
@@ -161,7 +182,7 @@ def test_shares_are_shares_of_the_quantized_weight(aligned: tuple[Any, Path], pr
     first = poptransformer.load(folder, precision=precision, model_type="tp", num_replicas=4).runtime.compiled
     compared = 0
     for name, value in whole.model.graph.initializers.items():
-        if not name.endswith(("down_proj.weight.codes", "mlp.c_proj.weight.codes", "up_proj.weight.codes")):
+        if not name.removesuffix(".weight.codes").endswith(DIVIDED):
             continue
         expected = value.const_value.numpy()
         for number, replica in enumerate((first, *first.peers)):
@@ -203,3 +224,14 @@ def test_each_stage_holds_its_own_weights_only(aligned: tuple[Any, Path]) -> Non
     for layer, stage in ((0, 0), (1, 1), (2, 1), (3, 2)):
         assert any(f".{layer}." in name for name in held[stage])
         assert not any(f".{layer}." in name for other in {0, 1, 2} - {stage} for name in held[other])
+
+
+def test_replicas_that_heads_cannot_be_divided_among(aligned: tuple[Any, Path]) -> None:
+    """Channels of RWKV can be divided among any number; heads cannot, and the error names the numbers that work."""
+    reference, folder = aligned
+    if reference.config.model_type == "rwkv":
+        three = poptransformer.load(folder, model_type="tp", num_replicas=3)
+        np.testing.assert_allclose(three.logits(IDS), poptransformer.load(folder).logits(IDS), atol=ATOL, rtol=0)
+        return
+    with pytest.raises(ConfigError, match=r"4 heads.* among 3 replicas.*num_replicas to one of 1, 2, 4\."):
+        poptransformer.load(folder, model_type="tp", num_replicas=3)

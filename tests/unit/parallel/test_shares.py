@@ -45,6 +45,15 @@ def test_pieces_and_zeros() -> None:
     np.testing.assert_array_equal(np.asarray(part.T), expected.T)
 
 
+def test_equal_pieces_are_filled_up_each() -> None:
+    """A gate and what it multiplies, 5 rows each: the last of 2 replicas has 2 of each, and a zero behind both."""
+    weight = np.arange(10.0).reshape(10, 1)
+    parts = [take(weight, Share.even(5, replica, 2).repeated(2, 5), Share.whole(1)) for replica in range(2)]
+    np.testing.assert_array_equal(np.asarray(parts[0]).ravel(), [0, 1, 2, 5, 6, 7])
+    np.testing.assert_array_equal(np.asarray(parts[1]).ravel(), [3, 4, 0, 8, 9, 0])
+    assert Share.whole(5).repeated(2, 5) == Share.whole(10)
+
+
 def test_an_unread_array_stays_unread() -> None:
     reads = []
 

@@ -13,6 +13,7 @@ from poptransformer.graph import IR_VERSION, Graph
 from poptransformer.passes import place_after_blocks, split_stages
 
 pytestmark = pytest.mark.unit
+STATES = {"past": "present"}
 TABLE = np.random.default_rng(0).standard_normal((60, 8), np.float32)
 
 
@@ -52,7 +53,7 @@ def transfers(part: ir.Model, op: str) -> list[tuple[int, int]]:
 
 
 def test_each_segment_has_its_own_weights_and_what_it_needs_of_the_inputs() -> None:
-    first, second = split_stages(model(), {"past"})
+    first, second = split_stages(model(), STATES)
     assert (first.stage, second.stage) == (0, 1)
     assert (weights_of(first.model), weights_of(second.model)) == ({"table", "w0"}, {"w1", "head"})
     assert [value.name for value in first.model.graph.inputs] == ["input_ids", "lengths"]
@@ -62,19 +63,19 @@ def test_each_segment_has_its_own_weights_and_what_it_needs_of_the_inputs() -> N
 
 
 def test_what_hangs_on_inputs_alone_is_repeated_and_not_sent() -> None:
-    for segment in split_stages(model(), {"past"}):
+    for segment in split_stages(model(), STATES):
         assert sum(node.op_type == "Cast" for node in segment.model.graph) == 1
 
 
 def test_a_tied_head_lies_on_the_stage_of_the_table() -> None:
-    segments = split_stages(model(head=0, tied=True), {"past"})
+    segments = split_stages(model(head=0, tied=True), STATES)
     assert [segment.stage for segment in segments] == [0, 1, 0]
     assert [weights_of(segment.model) for segment in segments] == [{"table", "w0"}, {"w1"}, {"table"}]
 
 
 def test_stages_without_blocks() -> None:
     """`layer_per_ipu: [0, 1, 1, 0]`: the embedding and the head have a stage each."""
-    segments = split_stages(model(stages=(1, 2), head=3), {"past"})
+    segments = split_stages(model(stages=(1, 2), head=3), STATES)
     assert [(segment.stage, *sorted(weights_of(segment.model))) for segment in segments] == [
         (0, "table"),
         (1, "w1"),
@@ -86,7 +87,7 @@ def test_stages_without_blocks() -> None:
 def test_the_model_itself_stays_as_it_is() -> None:
     whole = model()
     before = ir.serde.serialize_model(whole).SerializeToString()
-    split_stages(whole, {"past"})
+    split_stages(whole, STATES)
     assert ir.serde.serialize_model(whole).SerializeToString() == before
 
 
@@ -95,16 +96,37 @@ def test_a_norm_behind_the_blocks_goes_to_the_head() -> None:
     place_after_blocks(whole)
     places = {str(node.name).split("/")[0]: node.metadata_props.get("pipeline_stage") for node in whole.graph}
     assert (places["embed"], places["norm"], places["head"]) == (None, "0", "0")
-    assert [segment.stage for segment in split_stages(whole, {"past"})] == [0, 1, 0]
+    assert [segment.stage for segment in split_stages(whole, STATES)] == [0, 1, 0]
 
 
 def test_only_floats_are_sent() -> None:
     graph = Graph()
     lengths = graph.input("lengths", ir.DataType.INT64, [None])
     past = graph.input("past", ir.DataType.FLOAT, [None])
+    weight = graph.initializer(TABLE, "table")
     with graph.annotate(pipeline_stage=0):
+        graph.output(ops.add(graph, past, ops.gather(graph, weight, lengths)), "present")
         chosen = ops.cast(graph, past, np.int64)
     with graph.annotate(pipeline_stage=1):
         graph.output(ops.add(graph, chosen, lengths), "y")
     with pytest.raises(GraphError, match="goes from one pipeline stage to another, but is INT64; only fp32 can"):
-        split_stages(ir.Model(graph.ir_graph, ir_version=IR_VERSION), {"past"})
+        split_stages(ir.Model(graph.ir_graph, ir_version=IR_VERSION), STATES)
+
+
+def test_a_state_that_hangs_on_inputs_alone_is_on_every_stage() -> None:
+    """ChatGLM remembers where a row's context ends; every block asks for it."""
+    graph = Graph()
+    lengths = graph.input("lengths", ir.DataType.INT64, [None])
+    past = graph.input("past", ir.DataType.INT64, [None])
+    known = ops.maximum(graph, past, lengths)
+    graph.output(known, "present")
+    x = ops.gather(graph, graph.initializer(TABLE, "table"), known)
+    for stage in (0, 1):
+        with graph.annotate(pipeline_stage=stage):
+            x = ops.add(graph, x, ops.unsqueeze(graph, ops.cast(graph, known, np.float32), [1]))
+    graph.output(x, "y")
+    first, second = split_stages(ir.Model(graph.ir_graph, ir_version=IR_VERSION), STATES)
+    for segment in (first, second):
+        assert [value.name for value in segment.model.graph.inputs] == ["lengths", "past"]
+        assert segment.model.graph.outputs[0].name == "present"
+    assert len(transfers(first.model, "Send")) == len(transfers(second.model, "Recv")) == 1

@@ -154,7 +154,7 @@ def interrupted(*_args: object) -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("step", ["_write_weights", "_graphs", "save_checkpoint_files"])
+@pytest.mark.parametrize("step", ["write_weights", "_graphs", "save_checkpoint_files"])
 @pytest.mark.parametrize("replacing", [False, True])
 @pytest.mark.parametrize(("failure", "raised"), [(disk_full, PopTransformerError), (interrupted, KeyboardInterrupt)])
 def test_nothing_is_left_of_a_failure(
