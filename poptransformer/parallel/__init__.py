@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from poptransformer.parallel.shares import take as take
     from poptransformer.parallel.strategies import End as End
     from poptransformer.parallel.strategies import FusedQKV as FusedQKV
+    from poptransformer.parallel.strategies import FusedStart as FusedStart
     from poptransformer.parallel.strategies import Heads as Heads
     from poptransformer.parallel.strategies import Identity as Identity
     from poptransformer.parallel.strategies import MultiQueryQKV as MultiQueryQKV
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from poptransformer.parallel.strategies import valid_replicas as valid_replicas
 
 _SHARES = ("Share", "take")
-_STRATEGIES = ("End", "FusedQKV", "Heads", "Identity", "MultiQueryQKV", "Start", "Strategy", "Vocabulary")
+_STRATEGIES = ("End", "FusedQKV", "FusedStart", "Heads", "Identity", "MultiQueryQKV", "Start", "Strategy", "Vocabulary")
 _FUNCTIONS = ("local_heads", "strategy_of", "valid_replicas")
 
 

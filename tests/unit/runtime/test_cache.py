@@ -90,7 +90,7 @@ def test_a_full_disk(cached: Cached, monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(artefact, "_write_weights", disk_full)
+        patch.setattr(artefact, "write_weights", disk_full)
         with pytest.raises(PopTransformerError, match="No space left on device. Free some disk space"):
             cached.session()
     assert os.listdir(cached.folder) == []
