@@ -135,7 +135,7 @@ def model_table(
         for ranks in (2, 4, 8):
             seconds, share = predict(one, sums, ranks)
             rows.append([f"{name}, a core and memory each", str(ranks), f"{1 / seconds:.1f}", f"{share:.1%}", "", ""])
-    header = ["ranks that are", "", "predicted tokens/s", "communication", "measured", "time off by"]
+    header = ["ranks that are", "ranks", "predicted tokens/s", "communication", "measured", "time off by"]
     return table(header, rows)
 
 
