@@ -39,6 +39,7 @@ class CallbackCommunicator : public Communicator {
   }
 
   void send(const char* node, int to, int tag, Message message) override {
+    note_sending();
     call(node, [&] { return callbacks_.send(node, to, tag, message.data(), static_cast<int64_t>(message.size())); });
   }
 
@@ -46,6 +47,7 @@ class CallbackCommunicator : public Communicator {
     const void* data = nullptr;
     int64_t bytes = 0;
     call(node, [&] { return callbacks_.receive(node, from, tag, &data, &bytes); });
+    note_receiving();
     const char* first = static_cast<const char*>(data);
     return Message(first, first + bytes);
   }

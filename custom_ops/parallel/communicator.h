@@ -4,6 +4,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -40,15 +41,24 @@ class Communicator {
   /// Waits for the next message of that tag.
   virtual Message receive(const char* node, int from, int tag) = 0;
 
+  /// When this rank last sent a message, and last got one, on the steady clock in nanoseconds; 0 if it never has.
+  int64_t last_sent() const { return last_sent_.load(std::memory_order_relaxed); }
+  int64_t last_received() const { return last_received_.load(std::memory_order_relaxed); }
+
   /// Nanoseconds that this rank has waited for others so far.
   int64_t waited() const { return waited_.load(std::memory_order_relaxed); }
 
  protected:
   void count_wait(int64_t nanoseconds) { waited_.fetch_add(nanoseconds, std::memory_order_relaxed); }
 
+  void note_sending() { last_sent_.store(now(), std::memory_order_relaxed); }
+  void note_receiving() { last_received_.store(now(), std::memory_order_relaxed); }
+
  private:
+  static int64_t now() { return std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
   const int rank_, size_;
-  std::atomic<int64_t> waited_{0};
+  std::atomic<int64_t> waited_{0}, last_sent_{0}, last_received_{0};
 };
 
 using CommunicatorPtr = std::shared_ptr<Communicator>;

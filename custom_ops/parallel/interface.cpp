@@ -89,6 +89,14 @@ POPTRANSFORMER_EXPORT int64_t poptransformer_communicator_waited(void* communica
   return communicator_of(communicator).waited();
 }
 
+POPTRANSFORMER_EXPORT int64_t poptransformer_communicator_last_sent(void* communicator) {
+  return communicator_of(communicator).last_sent();
+}
+
+POPTRANSFORMER_EXPORT int64_t poptransformer_communicator_last_received(void* communicator) {
+  return communicator_of(communicator).last_received();
+}
+
 POPTRANSFORMER_EXPORT int poptransformer_broadcast(void* communicator, const char* node, void* data, int64_t bytes,
                                                    int root) {
   return reporting([&] { communicator_of(communicator).broadcast(intern(node), data, bytes, root); });

@@ -71,6 +71,7 @@ class ThreadCommunicator : public Communicator {
   }
 
   void send(const char* node, int to, int tag, Message message) override {
+    note_sending();
     group_->put(rank(), to, tag, node, std::move(message));
   }
 
@@ -78,6 +79,7 @@ class ThreadCommunicator : public Communicator {
     int64_t waited = 0;
     Message message = group_->take(from, rank(), tag, node, &waited);
     count_wait(waited);
+    note_receiving();
     return message;
   }
 

@@ -25,6 +25,8 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "callback_communicator": (_POINTER, [_INT, _INT, _POINTER]),
     "communicator_free": (None, [_POINTER]),
     "communicator_waited": (_LONG, [_POINTER]),
+    "communicator_last_sent": (_LONG, [_POINTER]),
+    "communicator_last_received": (_LONG, [_POINTER]),
     "broadcast": (_INT, [_POINTER, _TEXT, _POINTER, _LONG, _INT]),
     "all_reduce": (_INT, [_POINTER, _TEXT, _POINTER, _POINTER, _LONG]),
     "use_groups": (None, [_POINTER, _POINTER]),
@@ -71,6 +73,13 @@ class Communicator:
     def waited(self) -> float:
         """Seconds that this rank has waited for others so far."""
         return library_function("communicator_waited")(self.handle) / 1e9
+
+    @property
+    def last_transfers(self) -> tuple[float, float]:
+        """When this rank last got a message of another stage, and last sent one; as `time.perf_counter` on Linux."""
+        names = ("communicator_last_received", "communicator_last_sent")
+        received, sent = (library_function(name)(self.handle) / 1e9 for name in names)
+        return received, sent
 
     def broadcast(self, array: np.ndarray, root: int, what: str) -> None:
         """Writes what rank `root` has in `array` into every rank's; `what` says so in errors."""

@@ -51,6 +51,11 @@ class MPIRuntime:
         self._runtime = rank_runtime(compiled, self.settings, stage, distribution)
 
     @property
+    def name_suffix(self) -> str:
+        """What tells this rank's files from the others'."""
+        return f"-rank{self._world.rank}"
+
+    @property
     def max_length(self) -> int:
         """Tokens of prompt and answer together."""
         return self.compiled.info.max_length

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from poptransformer.errors import PopTransformerError
+from poptransformer.runtime.timeline import write_timeline
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -53,9 +54,15 @@ def make_profile_folder(folder: Path) -> None:
 def write_profile(runtime: AnyRuntime, folder: Path) -> Path | None:
     """Ends profiling and writes `layers.txt` beside onnxruntime's own JSON files.
 
+    With pipeline stages also `timeline.json`: when each rank worked on which rows. MPI ranks, each of which knows its
+    own part, put their number into the names.
+
     Returns:
         The path of the table; None where nothing was profiled since the last call.
     """
+    suffix = getattr(runtime, "name_suffix", "")
+    if timeline := getattr(runtime, "timeline", None):
+        write_timeline(timeline, folder / f"timeline{suffix}.json")
     files = runtime.end_profiling()
     if not files:
         return None
@@ -64,7 +71,7 @@ def write_profile(runtime: AnyRuntime, folder: Path) -> Path | None:
     for path in files:
         _add_times(costs, json.loads(Path(path).read_text(encoding="utf-8")), layers)
     _add_bytes(costs, layers)
-    table = folder / "layers.txt"
+    table = folder / f"layers{suffix}.txt"
     table.write_text(format_table(costs), encoding="utf-8")
     logger.info("profile written to %s", folder)
     return table

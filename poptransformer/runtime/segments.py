@@ -48,6 +48,15 @@ class StagePlan:
                 if segment in self.sessions and 0 <= wave - segment < micro_batches:
                     yield segment, wave - segment
 
+    def note(self, segment: int, micro_batch: int, start: float) -> None:
+        """Enters a piece of work that has just ended: from its inputs, for which it may have waited, to its outputs."""
+        end = time.perf_counter()
+        if self.groups.stages is not None:
+            received, sent = self.groups.stages.last_transfers
+            # Messages are the first that a segment waits for, and the last that it makes.
+            start, end = max(start, received), sent if sent > start else end
+        self.timeline.append(Event(self.rank, self.stage, segment, micro_batch, start, end))
+
 
 class StageStates:
     """The states of a rank's layers for a batch of rows, cut into micro-batches."""
@@ -87,7 +96,7 @@ class StageStates:
         for segment, number in plan.schedule(len(self.parts)):
             rows = self.parts[number]
             bound = self._bound[segment, number]
-            waited, start = plan.groups.waited, time.perf_counter()
+            start = time.perf_counter()
             for name, array in inputs.items():
                 bound.feed(name, array[rows])
             for state, past, present in zip(self._states, self._pasts, self._presents, strict=True):
@@ -96,8 +105,7 @@ class StageStates:
             for name, array in outputs.items():
                 bound.bind_output(name, array[rows])
             bound.run()
-            start += plan.groups.waited - waited
-            plan.timeline.append(Event(plan.rank, plan.stage, segment, number, start, time.perf_counter()))
+            plan.note(segment, number, start)
         self._pasts, self._presents = self._presents, self._pasts
 
     def reorder(self, rows: np.ndarray, used: int) -> None:
