@@ -25,8 +25,9 @@ ALLOWED = {
     "ops": {"graph"},
     "passes": {"graph", "quantization", "quantization_report", "recipe", "state"},
     "quantization": {"native"},
-    "layers": {"ops", "step", "build", "graph", "checkpoint"},
-    "models": {"layers", "ops", "step", "build", "graph", "checkpoint", "utils"},
+    "parallel": {"ops", "build", "graph", "checkpoint", "native"},
+    "layers": {"ops", "step", "build", "graph", "checkpoint", "parallel"},
+    "models": {"layers", "parallel", "ops", "step", "build", "graph", "checkpoint", "utils"},
 }
 
 
