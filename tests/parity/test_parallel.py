@@ -154,11 +154,15 @@ def test_64_greedy_tokens(aligned: tuple[Any, Path], replicas: int, layers: list
 
 @pytest.mark.parametrize("precision", ["int8", "int4", "fp16"])
 def test_quantized_shares(aligned: tuple[Any, Path], precision: str) -> None:
-    """Blocks of weights and of activations end where the shares do; only a last bit of x can tip its rounding."""
+    """Blocks of weights and of activations end where the shares do; only a last bit of x can tip its rounding.
+
+    What is tipped changes the tokens behind it; in ChatGLM all of a context, which in the second row is one token.
+    """
     _, folder = aligned
+    ids = [IDS, [2, 6, 3, 1, 4, 1, 5, 9]]
     one = poptransformer.load(folder, precision=precision)
     four = poptransformer.load(folder, precision=precision, model_type="tp", num_replicas=4)
-    differences = np.abs(four.logits(IDS) - one.logits(IDS))
+    differences = np.abs(four.logits(ids) - one.logits(ids))
     assert np.quantile(differences, 0.25) < ATOL and differences.max() < (ATOL if precision == "fp16" else 0.5)
 
 
