@@ -56,7 +56,8 @@ class Embedding(BaseLayer):
         with graph.nameScope(self.context):
             if not self.is_divided:
                 return ops.gather(graph, self.weight_id, input_ids)
-            first, end = (ops.gather(graph, self.token_range_id, number) for number in (0, 1))
+            # Not by Gather: ONNX's shape inference wants to know what it picks of integers, and here it cannot.
+            first, end = (graph.op(pick, self.token_range_id, keepdims=0) for pick in ("ReduceMin", "ReduceMax"))
             before, behind = ops.less(graph, input_ids, first), ops.less(graph, input_ids, end)
             inside = graph.op("And", graph.op("Not", before), behind)
             # Another replica's tokens read row 0, and give zeros.

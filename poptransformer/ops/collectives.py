@@ -36,7 +36,12 @@ def AllReduce(op: Any, x: Any, ranks: str = ONE) -> Any:  # noqa: N802 - op type
 @register_function("x", constant={"ranks": RANKS}, replicas=INT)
 def AllGather(op: Any, x: Any, ranks: str = ONE) -> Any:  # noqa: N802 - op type
     """All replicas' columns side by side."""
-    return op.Identity(x) if ranks == ONE else _impossible(op, x)
+    if ranks == ONE:
+        return op.Identity(x)
+    # The right shape, so that what is after the node still fits.
+    other_axes = op.Expand(1, op.Sub(op.Size(op.Shape(x)), [1]))
+    replicas = op.Unsqueeze(op.Constant(value_int=ir.RefAttr("value_int", "replicas", INT)), [0])
+    return op.Tile(_impossible(op, x), op.Concat(other_axes, replicas, axis=0))
 
 
 @register_function("x", to=INT, tag=INT)
