@@ -193,9 +193,10 @@ class Program:
     def _write(self, folder: Path, about: Mapping[str, Any]) -> None:
         import onnx_ir as ir
 
-        from poptransformer.runtime.artefact import write_weights
+        from poptransformer.runtime.ort_session import large_weights
+        from poptransformer.runtime.weight_file import write_weights
 
-        references = write_weights(self.model, folder / WEIGHTS)
+        references = write_weights(large_weights(self.model), folder / WEIGHTS)
         with replaced_weights(self.model.graph, references):
             (folder / "model.onnx").write_bytes(ir.serde.serialize_model(self.model).SerializeToString())
         manifest = {

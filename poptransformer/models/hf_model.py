@@ -226,7 +226,7 @@ class HFModel:
         raise NotImplementedError(f"{type(self).__name__} must define build_model_graph(self).")
 
     def build_graph(self) -> None:
-        """Builds the step graph.
+        """Builds the step graph, with the weights of replica `self.build.replica`.
 
         Raises:
             ConfigError: `layer_per_ipu` does not add up to the number of layers.

@@ -89,7 +89,8 @@ class Runtime:
     def _session(self, file: str, build: Callable[[], ir.Model], settings: SessionSettings) -> ort.InferenceSession:
         """Opens a saved model's file, or makes a session of what `build` returns."""
         if self.compiled.folder is not None:
-            return open_session(self.compiled.folder / file, settings)
+            weights = self.compiled.weights_folder if self.compiled.info.num_replicas > 1 else None
+            return open_session(self.compiled.folder / file, settings, weights)
         with self.compiled.lock:
             return make_session(build(), settings, self._weights)
 

@@ -15,6 +15,7 @@ from poptransformer.graph import Graph
 from poptransformer.layers import Attention, BaseLayer, LayerNorm, Linear
 from poptransformer.layers.mlp import activation
 from poptransformer.models.chatglm.prompt import Prompt
+from poptransformer.parallel import FusedQKV
 from poptransformer.step import Step
 
 # sqrt(2 * layers) of the 6B model. The original's blocks never learn how many layers there are: they assume 28.
@@ -43,7 +44,8 @@ class QueryKeyValue(Linear):
     """
 
     def __init__(self, context: str, name: str, hidden_size: int, num_heads: int, head_dim: int) -> None:
-        super().__init__(context, name, hidden_size, 3 * num_heads * head_dim)
+        strategy = FusedQKV(num_heads, head_dim)
+        super().__init__(context, name, hidden_size, 3 * num_heads * head_dim, strategy=strategy)
         rows = np.arange(self.output_size).reshape(num_heads, 3, head_dim)
         # head, query or key, which position, half of the half, column
         halves = rows[:, :2].reshape(num_heads, 2, 2, 2, head_dim // 4).swapaxes(2, 3)
@@ -68,7 +70,7 @@ class ChatGLMAttention(Attention):
         hidden_size, num_heads, head_dim = config.hidden_size, config.num_attention_heads, head_dim_of(config)
         super().__init__(context, name, layer_index, num_heads, num_heads, head_dim)
         self.query_key_value = QueryKeyValue(self.context, "query_key_value", hidden_size, num_heads, head_dim)
-        self.dense = Linear(self.context, "dense", hidden_size, hidden_size)
+        self.dense = Linear(self.context, "dense", hidden_size, hidden_size, strategy="end")
 
     def __call__(self, graph: Graph, x: ir.Value, step: Step, prompt: Prompt) -> ir.Value:
         """Maps `[B, L, D]` to the same shape."""
@@ -90,8 +92,8 @@ class ChatGLMMLP(BaseLayer):
         hidden_size = config.hidden_size
         inner_size = config.get("inner_hidden_size") or 4 * hidden_size
         self.act_fn = activation("gelu_new")
-        self.dense_h_to_4h = Linear(self.context, "dense_h_to_4h", hidden_size, inner_size)
-        self.dense_4h_to_h = Linear(self.context, "dense_4h_to_h", inner_size, hidden_size)
+        self.dense_h_to_4h = Linear(self.context, "dense_h_to_4h", hidden_size, inner_size, strategy="start")
+        self.dense_4h_to_h = Linear(self.context, "dense_4h_to_h", inner_size, hidden_size, strategy="end")
 
     def __call__(self, graph: Graph, x: ir.Value) -> ir.Value:
         """Maps `[B, L, D]` to the same shape."""

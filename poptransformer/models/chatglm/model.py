@@ -28,7 +28,7 @@ class ChatGLMTransformer(BaseLayer):
         super().__init__(context, name)
         hidden_size = config.hidden_size
         self.marks = MarkIds.of(config)
-        self.word_embeddings = Embedding(self.context, "word_embeddings", config.vocab_size, hidden_size)
+        self.word_embeddings = Embedding(self.context, "word_embeddings", config.vocab_size, hidden_size, "vocabulary")
         max_positions = config.get("max_sequence_length", 2048)
         self.rotary_emb = HalfPrecisionRotary(self.context, "rotary_emb", head_dim_of(config) // 2, max_positions)
         self.layers = [ChatGLMBlock(self.context, f"layers.{i}", i, config) for i in range(num_layers)]

@@ -11,6 +11,7 @@ from poptransformer.errors import ConfigError
 from poptransformer.graph import Graph
 from poptransformer.layers import MLP, Attention, BaseLayer, Conv1D, Embedding, LayerNorm, LMHead
 from poptransformer.models.base_model import HFDecBaseModel
+from poptransformer.parallel import FusedQKV
 from poptransformer.step import Step
 
 
@@ -28,14 +29,15 @@ class GPT2Attention(Attention):
         if config.get("scale_attn_by_inverse_layer_idx", False):
             scale /= layer_index + 1
         super().__init__(context, name, layer_index, num_heads, num_heads, head_dim, scale)
-        self.hidden_size = hidden_size
-        self.c_attn = Conv1D(self.context, "c_attn", hidden_size, 3 * hidden_size)
-        self.c_proj = Conv1D(self.context, "c_proj", hidden_size, hidden_size)
+        heads = FusedQKV(num_heads, head_dim)
+        self.c_attn = Conv1D(self.context, "c_attn", hidden_size, 3 * hidden_size, strategy=heads)
+        self.c_proj = Conv1D(self.context, "c_proj", hidden_size, hidden_size, strategy="end")
 
     def __call__(self, graph: Graph, x: ir.Value, step: Step) -> ir.Value:
         """Maps `[B, L, D]` to the same shape."""
         with graph.nameScope(self.context):
-            query, key, value = ops.split(graph, self.c_attn(graph, x), [self.hidden_size] * 3)
+            sizes = [self.num_heads * self.head_dim] * 3
+            query, key, value = ops.split(graph, self.c_attn(graph, x), sizes)
             return self.c_proj(graph, self.attend(graph, step, query, key, value))
 
 
@@ -64,7 +66,7 @@ class GPT2Transformer(BaseLayer):
     def __init__(self, context: str | None, name: str, config: HFConfig) -> None:
         super().__init__(context, name)
         hidden_size = config.n_embd
-        self.wte = Embedding(self.context, "wte", config.vocab_size, hidden_size)
+        self.wte = Embedding(self.context, "wte", config.vocab_size, hidden_size, "vocabulary")
         self.wpe = Embedding(self.context, "wpe", config.n_positions, hidden_size)
         self.blocks = [GPT2Block(self.context, f"h.{i}", i, config) for i in range(config.n_layer)]
         self.ln_f = LayerNorm(self.context, "ln_f", hidden_size, config.get("layer_norm_epsilon", 1e-5))

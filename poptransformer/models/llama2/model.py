@@ -19,6 +19,7 @@ from poptransformer.layers import (
     RotaryEmbedding,
 )
 from poptransformer.models.base_model import HFDecBaseModel
+from poptransformer.parallel import Heads
 from poptransformer.step import Step
 
 
@@ -36,10 +37,11 @@ class LlamaAttention(Attention):
         super().__init__(context, name, layer_index, num_heads, num_kv_heads, head_dim)
         hidden_size, use_bias = config.hidden_size, config.get("attention_bias", False)
         self.rotary = rotary
-        self.q_proj = Linear(self.context, "q_proj", hidden_size, num_heads * head_dim, use_bias)
-        self.k_proj = Linear(self.context, "k_proj", hidden_size, num_kv_heads * head_dim, use_bias)
-        self.v_proj = Linear(self.context, "v_proj", hidden_size, num_kv_heads * head_dim, use_bias)
-        self.o_proj = Linear(self.context, "o_proj", num_heads * head_dim, hidden_size, use_bias)
+        queries, keys = Heads(head_dim, num_heads), Heads(head_dim, num_kv_heads)
+        self.q_proj = Linear(self.context, "q_proj", hidden_size, num_heads * head_dim, use_bias, queries)
+        self.k_proj = Linear(self.context, "k_proj", hidden_size, num_kv_heads * head_dim, use_bias, keys)
+        self.v_proj = Linear(self.context, "v_proj", hidden_size, num_kv_heads * head_dim, use_bias, keys)
+        self.o_proj = Linear(self.context, "o_proj", num_heads * head_dim, hidden_size, use_bias, "end")
 
     def __call__(self, graph: Graph, x: ir.Value, step: Step) -> ir.Value:
         """Maps `[B, L, D]` to the same shape."""
@@ -82,7 +84,7 @@ class LlamaTransformer(BaseLayer):
         super().__init__(context, name)
         hidden_size = config.hidden_size
         max_positions = config.get("max_position_embeddings", 2048)
-        self.embed_tokens = Embedding(self.context, "embed_tokens", config.vocab_size, hidden_size)
+        self.embed_tokens = Embedding(self.context, "embed_tokens", config.vocab_size, hidden_size, "vocabulary")
         self.rotary_emb = RotaryEmbedding(self.context, "rotary_emb", head_dim_of(config), config.rope(), max_positions)
         self.layers = [
             LlamaBlock(self.context, f"layers.{i}", i, config, self.rotary_emb) for i in range(config.num_hidden_layers)

@@ -20,6 +20,7 @@ from poptransformer.checkpoint import HFConfig, StateDict
 from poptransformer.graph import Graph
 from poptransformer.layers import BaseLayer, Embedding, LayerNorm, Linear, LMHead
 from poptransformer.models.base_model import HFDecBaseModel
+from poptransformer.parallel import Start, take
 from poptransformer.step import Step
 
 # Final norm's epsilon: torch's default, whatever layer_norm_epsilon says.
@@ -76,24 +77,29 @@ class TokenMixLayer(BaseLayer):
 
 
 class RWKVAttention(TokenMixLayer):
-    """Time mixing: means of the values so far, gated (transformers RwkvSelfAttention)."""
+    """Time mixing: means of the values so far, gated (transformers RwkvSelfAttention).
+
+    Channels never meet here, so with several replicas each has some of them, however many there are.
+    """
 
     MIXES = ("key", "value", "receptance")
 
     def __init__(self, context: str, name: str, layer_index: int, config: HFConfig) -> None:
         super().__init__(context, name, layer_index, config)
         self.attention_size = config.get("attention_hidden_size") or config.hidden_size
+        self.channels = Start().outputs(self.build, self.attention_size)
         sizes = self.hidden_size, self.attention_size
-        self.projections = [Linear(self.context, mix, *sizes, use_bias=False) for mix in self.MIXES]
-        self.output = Linear(self.context, "output", self.attention_size, self.hidden_size, use_bias=False)
+        self.projections = [Linear(self.context, mix, *sizes, use_bias=False, strategy="start") for mix in self.MIXES]
+        self.output = Linear(self.context, "output", *sizes[::-1], use_bias=False, strategy="end")
 
     def collect_bind_layer_weights(self) -> None:
         super().collect_bind_layer_weights()
         shape = [self.attention_size]
         speed = self.get_param_from_state_dict(self.key("time_decay"), shape).astype(np.float32)
         bonus = self.get_param_from_state_dict(self.key("time_first"), shape)
-        self.decay_id = self.add_initialized_input_tensor(-np.exp(speed), self.key("decay"))
-        self.bonus_id = self.add_initialized_input_tensor(bonus, self.key("time_first"))
+        decay = take(-np.exp(speed), self.channels)
+        self.decay_id = self.add_initialized_input_tensor(decay, self.key("decay"))
+        self.bonus_id = self.add_initialized_input_tensor(take(bonus, self.channels), self.key("time_first"))
 
     def __call__(self, graph: Graph, x: ir.Value, step: Step) -> ir.Value:
         """Maps `[B, L, D]` to the same shape."""
@@ -104,11 +110,9 @@ class RWKVAttention(TokenMixLayer):
             return self.output(graph, ops.mul(graph, ops.sigmoid(graph, receptance), means))
 
     def _recurrence(self, graph: Graph, key: ir.Value, value: ir.Value, step: Step) -> ir.Value:
-        """Means of the values so far, `[B, L, A]`."""
+        """Means of the values so far, `[B, L, A]` of the replica's channels."""
         starts = {"numerator": 0.0, "denominator": 0.0, "maximum": EMPTY_MAXIMUM}
-        states = [
-            step.layer_state(self.layer_index, part, self.attention_size, start) for part, start in starts.items()
-        ]
+        states = [step.layer_state(self.layer_index, part, self.channels.size, start) for part, start in starts.items()]
         pasts = [state.past for state in states]
         means, *presents = ops.wkv(graph, self.decay_id, self.bonus_id, key, value, step.lengths, *pasts)
         for state, present in zip(states, presents, strict=True):
@@ -117,7 +121,11 @@ class RWKVAttention(TokenMixLayer):
 
 
 class RWKVFeedForward(TokenMixLayer):
-    """Channel mixing: a gated feed-forward block with squared ReLU (transformers RwkvFeedForward)."""
+    """Channel mixing: a gated feed-forward block with squared ReLU (transformers RwkvFeedForward).
+
+    The gate is a ninth of the weights. Every replica computes all of it: it multiplies the sum of what the replicas
+    have, and dividing it would take another collective for each layer.
+    """
 
     MIXES = ("key", "receptance")
 
@@ -125,9 +133,10 @@ class RWKVFeedForward(TokenMixLayer):
         super().__init__(context, name, layer_index, config)
         hidden_size = self.hidden_size
         inner_size = config.get("intermediate_size") or 4 * hidden_size
-        self.key_projection = Linear(self.context, "key", hidden_size, inner_size, use_bias=False)
+        sizes = hidden_size, inner_size
+        self.key_projection = Linear(self.context, "key", *sizes, use_bias=False, strategy="start")
         self.receptance = Linear(self.context, "receptance", hidden_size, hidden_size, use_bias=False)
-        self.value = Linear(self.context, "value", inner_size, hidden_size, use_bias=False)
+        self.value = Linear(self.context, "value", *sizes[::-1], use_bias=False, strategy="end")
 
     def __call__(self, graph: Graph, x: ir.Value, step: Step) -> ir.Value:
         """Maps `[B, L, D]` to the same shape."""
@@ -166,7 +175,8 @@ class RWKVTransformer(BaseLayer):
     def __init__(self, context: str | None, name: str, config: HFConfig) -> None:
         super().__init__(context, name)
         count = config.num_hidden_layers
-        self.embeddings = Embedding(self.context, "embeddings", config.vocab_size, config.hidden_size)
+        sizes = config.vocab_size, config.hidden_size
+        self.embeddings = Embedding(self.context, "embeddings", *sizes, "vocabulary")
         self.blocks = [RWKVBlock(self.context, f"blocks.{i}", i, config) for i in range(count)]
         epsilon = LN_OUT_EPSILON * epsilon_scale(config, count)
         self.ln_out = LayerNorm(self.context, "ln_out", config.hidden_size, epsilon)
