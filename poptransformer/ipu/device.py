@@ -176,8 +176,13 @@ def _number(where: str, constant: Any, is_free: bool) -> Any:
     return value
 
 
+def config_folder() -> Path:
+    """The folder whose group `device` holds the devices that come with the package."""
+    return Path(str(importlib.resources.files("poptransformer.ipu"))) / "conf"
+
+
 def _folder() -> Path:
-    return Path(str(importlib.resources.files("poptransformer.ipu"))) / "devices"
+    return config_folder() / "device"
 
 
 @functools.cache

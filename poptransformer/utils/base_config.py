@@ -11,15 +11,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
 from poptransformer.config import base_config
 from poptransformer.errors import ConfigError
-from poptransformer.ipu.device import device_content, device_names
+from poptransformer.ipu.device import config_folder
 
 NAME = "poptransformer"
+
+
+class DeviceFiles(SearchPathPlugin):
+    """Shows Hydra the devices that come with the package; the file of one is read when it is asked for."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Adds the folder behind the application's own, so that its `conf/device` goes first."""
+        search_path.append(NAME, f"file://{config_folder()}")
 
 
 def _log_lines(level: str) -> dict[str, Any]:
@@ -38,8 +49,7 @@ def register() -> None:
     for group in ("hydra/job_logging", "hydra/hydra_logging"):
         store.store(group=group, name=NAME, node=_log_lines("INFO"), provider=NAME)
     hydra_settings = {"run": {"dir": "."}, "output_subdir": None}
-    for name in device_names():
-        store.store(group="device", name=name, node=device_content(name), provider=NAME)
+    Plugins.instance().register(DeviceFiles)
     no_device: dict[str, str | None] = {"device": None}
     defaults = [no_device, {"override hydra/job_logging": NAME}, {"override hydra/hydra_logging": NAME}, "_self_"]
     node = {"defaults": defaults, "hydra": hydra_settings, **base_config()}
