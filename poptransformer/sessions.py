@@ -125,6 +125,8 @@ class Session:
         compiled = self.cache.get(model, self._compile) if self.cache else self._compile(model)
         self._model = model
         self._engine = Engine(compiled, model.checkpoint, self.settings)
+        if compiled.folder is not None:
+            self._engine.runtime.make_ready_meanwhile(beams=model.sampling["num_beams"] > 1)
         if self.profile_folder and compiled.info.report.packed:
             write_table(self.profile_folder / "quantization.txt", f"{compiled.info.report}\n")
         logger.info("compiled")
