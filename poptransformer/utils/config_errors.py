@@ -21,6 +21,7 @@ from yaml import MarkedYAMLError, YAMLError
 
 from poptransformer.config import is_private
 from poptransformer.errors import ConfigError, PopTransformerError, did_you_mean
+from poptransformer.utils.base_config import NAME
 from poptransformer.utils.targets import accepted_keys, find_target
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -67,7 +68,9 @@ def _missing_config(error: MissingConfigException) -> str:
     if error.options is not None:
         group, _, name = missing.rpartition("/")
         return f"{group} has no option {name}. {_options(name, error.options)}"
-    folders = [Path(path) for path in re.findall(r"path=file://(.+)", str(error))]
+    # The folder that this package adds has devices only.
+    searched = re.findall(r"provider=(.+?), path=file://(.+)", str(error))
+    folders = [Path(path) for provider, path in searched if provider != NAME]
     names = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
     if not names:
         return str(error)
