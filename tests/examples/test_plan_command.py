@@ -113,7 +113,7 @@ def test_a_machine_of_the_users_own(tmp_path: Path) -> None:
         "defaults:\n  - poptransformer\n  - override device: half\n  - _self_\n"
         "model:\n  _target_: poptransformer.models.GPT2DecModel\n  hf_model_name: gpt2-xl\n  max_length: 264\n"
     )
-    content = yaml.safe_load((ROOT / "poptransformer" / "ipu" / "devices" / "c600.yaml").read_text())
+    content = yaml.safe_load((ROOT / "poptransformer" / "ipu" / "conf" / "device" / "c600.yaml").read_text())
     content["name"] = "half"
     content["constants"]["tiles"]["value"] //= 2
     (tmp_path / "conf" / "device" / "half.yaml").write_text(yaml.safe_dump(content))
