@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +34,8 @@ class Runtime:
         self.compiled = compiled
         self.settings = settings or SessionSettings()
         self._weights = WeightStore()
+        self._sessions: dict[str, ort.InferenceSession] = {}
+        self._lock = threading.Lock()  # held while one is made: another thread may want the same
 
     @property
     def max_length(self) -> int:
@@ -87,7 +91,13 @@ class Runtime:
         return self._session("sampler.onnx", build, dataclasses.replace(self.settings, profile_prefix=None))
 
     def _session(self, file: str, build: Callable[[], ir.Model], settings: SessionSettings) -> ort.InferenceSession:
-        """Opens a saved model's file, or makes a session of what `build` returns."""
+        """Opens a saved model's file, or makes a session of what `build` returns; once."""
+        with self._lock:
+            if file not in self._sessions:
+                self._sessions[file] = self._new_session(file, build, settings)
+            return self._sessions[file]
+
+    def _new_session(self, file: str, build: Callable[[], ir.Model], settings: SessionSettings) -> ort.InferenceSession:
         if self.compiled.folder is not None:
             weights = self.compiled.weights_folder if self.compiled.info.num_replicas > 1 else None
             return open_session(self.compiled.folder / file, settings, weights)
@@ -101,6 +111,22 @@ class Runtime:
             beams: for a beam search, which chooses from logits; otherwise for steps that choose themselves.
         """
         _ = self.step_session if beams else self.decoder_session
+
+    def make_ready_meanwhile(self, beams: bool) -> None:
+        """Begins `make_ready` in a thread of its own and returns at once.
+
+        onnxruntime opens a saved model without holding Python's lock, so that the tokenizer can load at the same time.
+        What goes wrong shows where the session is first used.
+
+        Args:
+            beams: as for `make_ready`.
+        """
+
+        def open_it() -> None:
+            with contextlib.suppress(Exception):  # whoever needs the session tries again, and gets the error
+                self.make_ready(beams)
+
+        threading.Thread(target=open_it, name="poptransformer-session").start()
 
     def end_profiling(self) -> list[str]:
         """Ends the profile of every session that has run; returns the files that onnxruntime wrote.

@@ -12,9 +12,9 @@ from poptransformer import ops
 from poptransformer.checkpoint import HFConfig, reordered_rows
 from poptransformer.errors import ConfigError
 from poptransformer.graph import Graph
-from poptransformer.layers import Attention, BaseLayer, LayerNorm, Linear
+from poptransformer.layers import Attention, BaseLayer, Embedding, LayerNorm, Linear
 from poptransformer.layers.mlp import activation
-from poptransformer.models.chatglm.prompt import Prompt
+from poptransformer.models.chatglm.prompt import HalfPrecisionRotary, MarkIds, Prompt, read_prompt
 from poptransformer.parallel import FusedQKV
 from poptransformer.step import Step
 
@@ -119,3 +119,28 @@ class ChatGLMBlock(BaseLayer):
             x = ops.add(graph, ops.mul(graph, x, ALPHA), self.attention(graph, x, step, prompt))
             x = self.post_attention_layernorm(graph, x)
             return ops.add(graph, ops.mul(graph, x, ALPHA), self.mlp(graph, x))
+
+
+class ChatGLMTransformer(BaseLayer):
+    """Embedding, blocks and final norm."""
+
+    def __init__(self, context: str | None, name: str, config: HFConfig, num_layers: int) -> None:
+        super().__init__(context, name)
+        hidden_size = config.hidden_size
+        self.marks = MarkIds.of(config)
+        self.word_embeddings = Embedding(self.context, "word_embeddings", config.vocab_size, hidden_size, "vocabulary")
+        max_positions = config.get("max_sequence_length", 2048)
+        self.rotary_emb = HalfPrecisionRotary(self.context, "rotary_emb", head_dim_of(config) // 2, max_positions)
+        self.layers = [ChatGLMBlock(self.context, f"layers.{i}", i, config) for i in range(num_layers)]
+        eps = config.get("layernorm_epsilon", 1e-5)
+        self.final_layernorm = LayerNorm(self.context, "final_layernorm", hidden_size, eps)
+
+    def __call__(self, graph: Graph, step: Step) -> ir.Value:
+        """Returns hidden states `[B, M, D]` of the tokens that get logits."""
+        with graph.nameScope(self.context):
+            prompt = read_prompt(graph, step, self.marks, self.rotary_emb)
+            x = self.word_embeddings(graph, step.input_ids)
+            for index, block in enumerate(self.layers):
+                with self.block_scope(graph, index):
+                    x = block(graph, x, step, prompt)
+            return self.final_layernorm(graph, step.chosen(x))

@@ -13,6 +13,7 @@ from poptransformer.layers import (
     Embedding,
     LayerNorm,
     Linear,
+    LMHead,
     RMSLayerNorm,
     RotaryEmbedding,
 )
@@ -160,3 +161,29 @@ class ChatGLM2Encoder(BaseLayer):
                     x = block(graph, x, step)
             chosen = step.chosen(x)
             return chosen if self.final_layernorm is None else self.final_layernorm(graph, chosen)
+
+
+class ChatGLM2Transformer(BaseLayer):
+    """Embedding, blocks, final norm and head (ChatGLMModel of the checkpoint's code, transformers GlmModel)."""
+
+    def __init__(self, context: str | None, name: str, settings: Settings) -> None:
+        super().__init__(context, name)
+        self.embedding = ChatGLM2Embedding(self.context, "embedding", settings)
+        self.rotary_pos_emb = RotaryEmbedding(
+            self.context,
+            "rotary_pos_emb",
+            settings.rotary_dim,
+            settings.rope,
+            settings.max_positions,
+            settings.interleaved,
+        )
+        self.encoder = ChatGLM2Encoder(self.context, "encoder", settings, self.rotary_pos_emb)
+        tied = self.embedding.word_embeddings if settings.is_tied else None
+        sizes = settings.vocab_size, settings.hidden_size
+        self.output_layer = LMHead(self.context, "output_layer", *sizes, tie_weight=tied)
+
+    def __call__(self, graph: Graph, step: Step) -> ir.Value:
+        """Returns logits `[B, M, V]`."""
+        with graph.nameScope(self.context):
+            x = self.embedding(graph, step.input_ids)
+            return self.output_layer(graph, self.encoder(graph, x, step))
