@@ -96,12 +96,12 @@ def plan_config(checked: CheckedConfig, model: PlannedModel | None = None) -> Pl
     asked, layers = checked.global_args.num_replicas, checked.model.get("layer_per_ipu")
     replicas = None if asked == AUTO else [int(asked)]
     if layers in (AUTO, None):
-        found = search(model.graph, device, workload, replicas, checked.plan.max_ipus)
+        found = search(model.sharded, device, workload, replicas, checked.plan.max_ipus)
     else:
         limit = checked.plan.max_ipus or device.max_ipus
-        found = fixed_stages(model.graph, device, workload, layers, replicas or powers_of_two(limit))
+        found = fixed_stages(model.sharded, device, workload, layers, replicas or powers_of_two(limit))
     if not found.plans:
-        whole = evaluate(make_replica(model.graph, device, workload, 1), [model.blocks])
+        whole = evaluate(make_replica(model.graph, device, workload), [model.blocks])
         raise ConfigError(explain_failure(whole, found.rejected))
     return Planned(model, device, workload, found, found.best(checked.plan.objective))
 
@@ -119,8 +119,9 @@ def score_config(checked: CheckedConfig, model: PlannedModel | None = None) -> t
     model = model or model_of(checked)
     device, workload = device_of(checked), workload_of(checked, model)
     layers = checked.model.get("layer_per_ipu") or [model.blocks]
-    variants = replica_variants(model.graph, device, workload, int(checked.global_args.num_replicas))
-    plans = [evaluate(replica, layers) for replica in variants]
+    variants = replica_variants(model.sharded(int(checked.global_args.num_replicas)), device, workload)
+    is_pipelined = checked.global_args.enable_pipeline and len(layers) > 1
+    plans = [evaluate(replica, layers, is_pipelined) for replica in variants]
     return next((plan for plan in plans if plan.fits), plans[-1]), model
 
 
@@ -140,10 +141,9 @@ def sweep(checked: CheckedConfig, planned: Planned) -> Iterator[tuple[str, int, 
     for name in [precision, *others]:
         model = own
         if name != precision:
-            global_args = dataclasses.replace(checked.global_args, precision=name)
-            model = model_of(dataclasses.replace(checked, global_args=global_args))
+            model = own.stored_as(Recipe.of(name, checked.global_args.quantization))
         for factor in LENGTHS:
             workload = dataclasses.replace(planned.workload, max_length=max(1, round(factor * length)))
             workload = dataclasses.replace(workload, prompt_tokens=min(workload.prompt_tokens, workload.max_length))
-            found = search(model.graph, planned.device, workload, None, checked.plan.max_ipus)
+            found = search(model.sharded, planned.device, workload, None, checked.plan.max_ipus)
             yield name, workload.max_length, found.plans

@@ -54,21 +54,102 @@ def find_config(name: str, cache_dir: str | None = None) -> HFConfig:
     return open_checkpoint(name, cache_dir=cache_dir).config
 
 
+class BlankGraphs:
+    """A model's step graphs over blank weights, one for each number of replicas, made when they are asked for and kept.
+
+    Args:
+        config: the model's configuration.
+        model_class: what builds it; None finds the class by the configuration.
+        max_length: tokens of prompt and answer together; None is what the model was trained for.
+    """
+
+    def __init__(
+        self, config: HFConfig, model_class: type[HFModel] | None = None, max_length: int | None = None
+    ) -> None:
+        from poptransformer.models import model_class_for
+
+        self.model_class = model_class or model_class_for(config)
+        self.checkpoint = blank_checkpoint(config)
+        self.asked_length = max_length
+        self._built: dict[int, HFModel] = {}
+
+    def model(self, replicas: int) -> ir.Model:
+        """Returns the graph of one of `replicas` replicas.
+
+        Raises:
+            ConfigError: the model cannot be divided among so many.
+        """
+        return ir.Model(self._model(replicas).graph.ir_graph, ir_version=IR_VERSION)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of prompt and answer together."""
+        return self._model(1).max_length
+
+    def _model(self, replicas: int) -> HFModel:
+        if replicas not in self._built:
+            self._built[replicas] = self._build(replicas)
+        return self._built[replicas]
+
+    def _build(self, replicas: int) -> HFModel:
+        with _quiet():
+            with use_build(Build(model_type="tp", num_replicas=replicas, precision="fp32")):
+                model = self.model_class.from_checkpoint(self.checkpoint, max_length=self.asked_length)
+            model.build_graph()
+            passes.matmul_to_linear(ir.Model(model.graph.ir_graph, ir_version=IR_VERSION))
+        return model
+
+
 @dataclasses.dataclass(frozen=True)
 class PlannedModel:
     """A model without weights.
 
     Attributes:
         name: what it is called.
-        graph: its step graph.
-        max_length: tokens of prompt and answer together.
-        stored_bits: bits of the weights that the checkpoint holds.
+        graphs: its step graphs.
+        recipe: how its weights will be stored.
+        fp8_cache: whether keys and values take 8 bits.
     """
 
     name: str
-    graph: StepGraph
-    max_length: int
-    stored_bits: int
+    graphs: BlankGraphs
+    recipe: Recipe
+    fp8_cache: bool = False
+    _known: dict[int, StepGraph] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def sharded(self, replicas: int) -> StepGraph:
+        """Returns the step graph of one of `replicas` replicas.
+
+        Raises:
+            ConfigError: the model cannot be divided among so many.
+        """
+        if replicas not in self._known:
+            model, numbers = self.graphs.model(replicas), numbers_of(self.recipe, self.fp8_cache)
+            with _quiet():
+                chosen = planned_choices(model, self.recipe)
+            initializers = model.graph.initializers
+            stored = {name: _stored(initializers[name], choice, numbers) for name, choice in chosen.items()}
+            self._known[replicas] = StepGraph(model.graph, numbers, stored, replicas)
+        return self._known[replicas]
+
+    def stored_as(self, recipe: Recipe) -> PlannedModel:
+        """The same model with its weights stored in another way; its graphs are not built again."""
+        return PlannedModel(self.name, self.graphs, recipe, self.fp8_cache)
+
+    @property
+    def graph(self) -> StepGraph:
+        """The step graph of the whole model."""
+        return self.sharded(1)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of prompt and answer together."""
+        return self.graphs.max_length
+
+    @property
+    def stored_bits(self) -> int:
+        """Bits of the weights that the checkpoint holds."""
+        return _checkpoint_bits(self.graphs.checkpoint)
 
     @property
     def blocks(self) -> int:
@@ -83,7 +164,7 @@ def build_model(
     model_class: type[HFModel] | None = None,
     max_length: int | None = None,
 ) -> PlannedModel:
-    """Builds a model's step graph over blank weights, one block on each IPU.
+    """Returns a model to be planned; its graphs are built over blank weights, one for each number of replicas.
 
     Args:
         config: the model's configuration.
@@ -92,28 +173,13 @@ def build_model(
         model_class: what builds it; None finds the class by the configuration.
         max_length: tokens of prompt and answer together; None is what the model was trained for.
     """
-    from poptransformer.models import model_class_for
-
-    cls = model_class or model_class_for(config)
-    checkpoint = blank_checkpoint(config)
-    with _quiet():
-        with use_build(Build(precision="fp32")):
-            ones = (1,) * cls.from_checkpoint(checkpoint).num_layers
-            model = cls.from_checkpoint(checkpoint, max_length=max_length, layer_per_ipu=ones)
-        model.build_graph()
-        whole = ir.Model(model.graph.ir_graph, ir_version=IR_VERSION)
-        passes.matmul_to_linear(whole)
-        chosen = planned_choices(whole, recipe)
-    numbers = numbers_of(recipe, fp8_cache)
-    initializers = whole.graph.initializers
-    stored = {name: _stored(initializers[name], choice, numbers) for name, choice in chosen.items()}
-    graph = StepGraph(whole.graph, numbers, stored)
-    return PlannedModel(config.source, graph, model.max_length, _checkpoint_bits(config, checkpoint))
+    return PlannedModel(config.source, BlankGraphs(config, model_class, max_length), recipe, fp8_cache)
 
 
-def _checkpoint_bits(config: HFConfig, checkpoint: Checkpoint) -> int:
+def _checkpoint_bits(checkpoint: Checkpoint) -> int:
     """Bits of a checkpoint's matrices: of its packed ones (chatglm's `quantization_bit`), or of its floats."""
-    return config.get("quantization_bit") or 8 * checkpoint.state_dict.get_tensor("any", [1]).dtype.itemsize
+    packed = checkpoint.config.get("quantization_bit")
+    return packed or 8 * checkpoint.state_dict.get_tensor("any", [1]).dtype.itemsize
 
 
 def numbers_of(recipe: Recipe, fp8_cache: bool) -> Numbers:

@@ -23,8 +23,8 @@ from tests.unit.ipu.tiny import GPT2, LLAMA, config
 SIZES = Sizes(batch=2, tokens=5, slots=64, attended=40)
 
 
-def segments(raw: dict[str, Any], precision: Any = "fp16", sizes: Sizes = SIZES) -> Segments:
-    return build_model(config(raw), Recipe.of(precision), max_length=64).graph.segments(sizes)
+def segments(raw: dict[str, Any], precision: Any = "fp16", sizes: Sizes = SIZES, replicas: int = 1) -> Segments:
+    return build_model(config(raw), Recipe.of(precision), max_length=64).sharded(replicas).segments(sizes)
 
 
 def products(ops: tuple[Op, ...]) -> dict[str, tuple[int, int, int]]:
@@ -101,7 +101,7 @@ def test_planned_weights_are_those_of_the_compiled_graph(raw: dict[str, Any], pr
 
     with use_build(Build(precision=precision)):
         cls = model_class_for(config(raw))
-        model = cls.from_checkpoint(random_checkpoint(dict(raw)), max_length=64, layer_per_ipu=(1,) * 6)
+        model = cls.from_checkpoint(random_checkpoint(dict(raw)), max_length=64)
     model.build_graph()
     compiled = compile_model(model, fuse=False)
     found = StepGraph(compiled.model.graph, numbers_of(Recipe.of(precision), False), {}).segments(SIZES)
@@ -133,7 +133,7 @@ def test_a_graph_without_blocks_is_refused() -> None:
 
 def test_three_replicas_of_llama() -> None:
     """Columns of the first products, rows of the last ones with an all-reduce, heads divided: Megatron's scheme."""
-    step = segments(LLAMA, sizes=Sizes(2, 5, 64, 40, replicas=3))
+    step = segments(LLAMA, replicas=3)
     ops = step.blocks[1].ops
     assert products(ops) == {
         "q_proj": (10, 96, 32),
@@ -153,23 +153,25 @@ def test_three_replicas_of_llama() -> None:
 
 
 def test_each_replica_holds_its_part() -> None:
-    whole, part = (weight_bytes(segments(LLAMA, sizes=Sizes(replicas=count))) for count in (1, 3))
+    whole, part = (weight_bytes(segments(LLAMA, replicas=count)) for count in (1, 3))
     assert part == pytest.approx(whole / 3, rel=0.02)
 
 
 def test_key_value_heads_are_repeated_where_replicas_are_more() -> None:
-    step = segments(LLAMA, sizes=Sizes(slots=64, attended=64, replicas=6))
+    step = segments(LLAMA, replicas=6)
     attention = next(op for op in step.blocks[1].ops if isinstance(op.work, Attention))
     assert (attention.work.heads, attention.work.kv_heads) == (1, 1)
 
 
 def test_gpt2s_fused_projection_is_divided() -> None:
-    step = segments(GPT2, sizes=Sizes(replicas=2))
+    step = segments(GPT2, sizes=Sizes(), replicas=2)
     assert products(step.blocks[1].ops)["c_attn"] == (1, 96, 144)
     assert sum(isinstance(op.work, Collective) for op in step.blocks[1].ops) == 2
 
 
 def test_heads_that_cannot_be_divided() -> None:
     with pytest.raises(ConfigError) as error:
-        segments({**GPT2, "n_head": 25, "n_embd": 100}, sizes=Sizes(replicas=4))
-    assert str(error.value) == "num_replicas=4 does not divide 25 heads; valid: 1, 5, 25; power of two: 1"
+        segments({**GPT2, "n_head": 25, "n_embd": 100}, replicas=4)
+    assert str(error.value) == (
+        "num_replicas=4 does not divide 25 heads; valid: 1, 5, 25; power of two: 1 (transformer.h.0.attn)"
+    )
