@@ -93,7 +93,8 @@ def _remedy(plan: Plan, stage: Stage, graph: StepGraph) -> str:
     fixed = stage.memory["activations"] + stage.memory["partials"] + stage.memory["code"]
     parts = []
     if stage.blocks > 1 and fixed < limit:
-        parts.append(f"add {math.ceil((total - fixed) / (limit - fixed)) - 1} IPUs")
+        more = math.ceil((total - fixed) / (limit - fixed)) - 1
+        parts.append(f"add {more} IPU{'s' if more > 1 else ''}")
     elif stage.blocks <= 1:
         parts.append("divide it among more replicas")
     widest = max((stored.bits for stored in graph.stored.values()), default=16)

@@ -86,7 +86,9 @@ class StepGraph:
         """For each node, its block; -1 before the blocks, -2 after them."""
         inside = [node.metadata_props.get(BLOCK) for node in self.graph]
         if not any(inside):
-            raise GraphError("The graph has no blocks; the model must write each of them within self.block_scope(graph, index).")
+            raise GraphError(
+                "The graph has no blocks; the model must write each of them within self.block_scope(graph, index)."
+            )
         later: set[str] = set()
         places = []
         for node, block in zip(self.graph, inside, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from poptransformer.errors import ConfigError
 from poptransformer.ipu.checks import check_prompt, explain_failure
@@ -62,7 +62,7 @@ def model_of(checked: CheckedConfig) -> PlannedModel:
     config = find_config(name, given.get("hf_cache_dir"))
     cls = find_target("model._target_", given["_target_"])
     model = build_model(config, recipe, bool(given.get("fp8_cache")), cls, given.get("max_length"))
-    return dataclasses.replace(model, name=str(given.get("hf_model_name") or name))
+    return dataclasses.replace(model, name=str(name))
 
 
 def workload_of(checked: CheckedConfig, model: PlannedModel) -> Workload:
@@ -106,6 +106,21 @@ def plan_config(checked: CheckedConfig, model: PlannedModel | None = None) -> Pl
     return Planned(model, device, workload, found, found.best(checked.plan.objective))
 
 
+def global_args_of(plan: Plan, batch_per_step: int) -> dict[str, Any]:
+    """Returns the keys of `global_args` that a plan decides: replicas, and whether its stages overlap.
+
+    Args:
+        plan: the plan.
+        batch_per_step: batches of a step as configured; a pipeline takes one for each stage at least.
+    """
+    found: dict[str, Any] = {"num_replicas": plan.replicas, "enable_pipeline": plan.is_pipelined}
+    if plan.replicas > 1:
+        found["model_type"] = "tp"
+    if plan.is_pipelined:
+        found["batch_per_step"] = max(batch_per_step, len(plan.stages))
+    return found
+
+
 def score_config(checked: CheckedConfig, model: PlannedModel | None = None) -> tuple[Plan, PlannedModel]:
     """Costs a configuration's own division into stages and replicas, whether it fits or not.
 
@@ -145,5 +160,8 @@ def sweep(checked: CheckedConfig, planned: Planned) -> Iterator[tuple[str, int, 
         for factor in LENGTHS:
             workload = dataclasses.replace(planned.workload, max_length=max(1, round(factor * length)))
             workload = dataclasses.replace(workload, prompt_tokens=min(workload.prompt_tokens, workload.max_length))
-            found = search(model.sharded, planned.device, workload, None, checked.plan.max_ipus)
-            yield name, workload.max_length, found.plans
+            if name == precision and workload == planned.workload:
+                plans = planned.search.plans
+            else:
+                plans = search(model.sharded, planned.device, workload, None, checked.plan.max_ipus).plans
+            yield name, workload.max_length, plans

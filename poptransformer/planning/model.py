@@ -16,6 +16,7 @@ import onnx_ir as ir
 from poptransformer import passes
 from poptransformer.build import Build, use_build
 from poptransformer.checkpoint import Checkpoint, HFConfig, blank_checkpoint, open_checkpoint
+from poptransformer.errors import ConfigError
 from poptransformer.graph import IR_VERSION, WeightTensor
 from poptransformer.ipu.segments import StepGraph
 from poptransformer.ipu.trace import Stored
@@ -71,7 +72,7 @@ class BlankGraphs:
         self.model_class = model_class or model_class_for(config)
         self.checkpoint = blank_checkpoint(config)
         self.asked_length = max_length
-        self._built: dict[int, HFModel] = {}
+        self._built: dict[int, HFModel | ConfigError] = {}
 
     def model(self, replicas: int) -> ir.Model:
         """Returns the graph of one of `replicas` replicas.
@@ -88,8 +89,14 @@ class BlankGraphs:
 
     def _model(self, replicas: int) -> HFModel:
         if replicas not in self._built:
-            self._built[replicas] = self._build(replicas)
-        return self._built[replicas]
+            try:
+                self._built[replicas] = self._build(replicas)
+            except ConfigError as error:
+                self._built[replicas] = error
+        found = self._built[replicas]
+        if isinstance(found, ConfigError):
+            raise found
+        return found
 
     def _build(self, replicas: int) -> HFModel:
         with _quiet():

@@ -32,15 +32,15 @@ def resolve(checked: CheckedConfig) -> CheckedConfig:
     checked = with_device_formats(checked)
     if AUTO not in (checked.global_args.num_replicas, checked.model.get("layer_per_ipu")):
         return checked
-    from poptransformer.planning import plan_config
+    from poptransformer.planning import global_args_of, plan_config
 
     plan = plan_config(checked).chosen
     logger.info(
-        "planned for %s: num_replicas=%d, layer_per_ipu=%s", plan.device.name, plan.replicas, plan.layer_per_ipu
+        "planned for %s: num_replicas=%d, layer_per_ipu=%s%s",
+        *(plan.device.name, plan.replicas, plan.layer_per_ipu, ", pipelined" if plan.is_pipelined else ""),
     )
-    global_args = dataclasses.replace(checked.global_args, num_replicas=plan.replicas)
-    if plan.replicas > 1:
-        global_args = dataclasses.replace(global_args, model_type="tp")
+    decided = global_args_of(plan, checked.global_args.batch_per_step)
+    global_args = dataclasses.replace(checked.global_args, **decided)
     model = {**checked.model, "layer_per_ipu": plan.layer_per_ipu}
     return dataclasses.replace(checked, global_args=global_args, model=model)
 

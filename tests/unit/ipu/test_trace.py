@@ -93,21 +93,23 @@ def test_a_recipe_by_names() -> None:
     assert bits["k_proj"] == 16
 
 
+@pytest.mark.parametrize("replicas", [1, 3])
 @pytest.mark.parametrize("precision", ["int8", "int4", "fp8_weight"])
 @pytest.mark.parametrize("raw", [LLAMA, GPT2], ids=["llama", "gpt2"])
-def test_planned_weights_are_those_of_the_compiled_graph(raw: dict[str, Any], precision: str) -> None:
+def test_planned_work_is_that_of_the_compiled_graph(raw: dict[str, Any], precision: str, replicas: int) -> None:
     """A graph that is really quantized has the bits that were planned, and as many bytes but for padding."""
     from poptransformer.checkpoint import random_checkpoint
 
-    with use_build(Build(precision=precision)):
+    with use_build(Build(precision=precision, model_type="tp", num_replicas=replicas)):
         cls = model_class_for(config(raw))
         model = cls.from_checkpoint(random_checkpoint(dict(raw)), max_length=64)
     model.build_graph()
     compiled = compile_model(model, fuse=False)
-    found = StepGraph(compiled.model.graph, numbers_of(Recipe.of(precision), False), {}).segments(SIZES)
-    planned = segments(raw, precision)
+    found = StepGraph(compiled.model.graph, numbers_of(Recipe.of(precision), False), {}, replicas).segments(SIZES)
+    planned = segments(raw, precision, replicas=replicas)
+    kinds = Product | Attention | Collective
     for one, other in zip(found.all(), planned.all(), strict=True):
-        works = [[op.work for op in part.ops if isinstance(op.work, Product)] for part in (one, other)]
+        works = [[op.work for op in part.ops if isinstance(op.work, kinds)] for part in (one, other)]
         assert works[0] == works[1]
     assert weight_bytes(found) == pytest.approx(weight_bytes(planned), rel=0.08)
 
@@ -140,20 +142,28 @@ def test_three_replicas_of_llama() -> None:
         "k_proj": (10, 96, 16),
         "v_proj": (10, 96, 16),
         "o_proj": (10, 32, 96),
-        "gate_proj": (10, 96, 54),
-        "up_proj": (10, 96, 54),
-        "down_proj": (10, 54, 96),
+        "gate_proj": (10, 96, 64),  # 160 columns are cut at multiples of 32
+        "up_proj": (10, 96, 64),
+        "down_proj": (10, 64, 96),
     }
     collectives = [op for op in ops if isinstance(op.work, Collective)]
-    assert [op.name.split("/")[-3] for op in collectives] == ["o_proj", "down_proj"]
+    assert [op.name.split("/")[-2] for op in collectives] == ["o_proj", "down_proj"]
     assert {op.work for op in collectives} == {Collective("all_reduce", 10 * 96, 3)}
     attention = next(op for op in ops if isinstance(op.work, Attention))
     assert attention.work == Attention(2, 5, 40, 2, 1, 16)
     assert attention.caches[0].rows == 2 * 64
 
 
+def test_all_replicas_get_all_logits() -> None:
+    """As in the engine, whose replicas all pick the next token themselves."""
+    collectives = [op.work for op in segments(LLAMA, replicas=3).after.ops if isinstance(op.work, Collective)]
+    assert collectives == [Collective("all_gather", 2 * 3 * 128, 3)]  # 320 tokens, filled up
+
+
 def test_each_replica_holds_its_part() -> None:
-    whole, part = (weight_bytes(segments(LLAMA, replicas=count)) for count in (1, 3))
+    whole, part = (
+        weight_bytes(segments({**LLAMA, "intermediate_size": 192, "vocab_size": 384}, replicas=n)) for n in (1, 3)
+    )
     assert part == pytest.approx(whole / 3, rel=0.02)
 
 
