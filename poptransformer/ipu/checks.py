@@ -132,8 +132,9 @@ def explain_failure(whole: Plan, rejected: dict[int, str]) -> str:
     """
     device = whole.device
     nbytes = sum(stage.weight_bytes for stage in whole.stages)
+    size = f"{nbytes / 1e9:,.1f} GB" if nbytes >= 1e8 else f"{nbytes / 1e6:,.1f} MB"
     text = (
-        f"No plan fits: the weights take {nbytes / 1e9:,.1f} GB, the SRAM of {nbytes / device.ipu_bytes:,.1f} IPUs; "
+        f"No plan fits: the weights take {size}, the SRAM of {nbytes / device.ipu_bytes:,.1f} IPUs; "
         f"{device.name.upper()} links at most {device.max_ipus} {_noun(device)}. Try a precision of fewer "
         "bits, a smaller model.max_length, or a larger device."
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from poptransformer.errors import ConfigError
@@ -62,7 +63,15 @@ def model_of(checked: CheckedConfig) -> PlannedModel:
     config = find_config(name, given.get("hf_cache_dir"))
     cls = find_target("model._target_", given["_target_"])
     model = build_model(config, recipe, bool(given.get("fp8_cache")), cls, given.get("max_length"))
-    return dataclasses.replace(model, name=str(name))
+    return dataclasses.replace(model, name=title_of(str(name)))
+
+
+def title_of(name: str) -> str:
+    """What reports call a model: its hub name, or the last part of a path; a `config.json` is called as its folder."""
+    path = Path(name)
+    if path.suffix == ".json":
+        return path.parent.name or path.stem if path.stem == "config" else path.stem.replace("--", "/")
+    return path.name if "://" in name or path.exists() else name
 
 
 def workload_of(checked: CheckedConfig, model: PlannedModel) -> Workload:
