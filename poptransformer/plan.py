@@ -75,7 +75,7 @@ def _own_plan(checked: CheckedConfig, model: Any, console: Console) -> Plan | No
     if AUTO in (checked.global_args.num_replicas, checked.model.get("layer_per_ipu")):
         return None
     try:
-        own, _ = score_config(checked, model)
+        own = score_config(checked, model)
     except ConfigError as error:
         console.print(f"[red]Your own plan:[/] {error}", highlight=False)
         return None

@@ -10,12 +10,13 @@ from poptransformer.planning.configured import (
     sweep,
     workload_of,
 )
-from poptransformer.planning.model import PlannedModel, build_model, find_config, shipped_configs
+from poptransformer.planning.model import PlannedModel, build_model, built_model, find_config, shipped_configs
 
 __all__ = [
     "Planned",
     "PlannedModel",
     "build_model",
+    "built_model",
     "find_config",
     "global_args_of",
     "model_of",

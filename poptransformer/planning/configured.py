@@ -130,23 +130,22 @@ def global_args_of(plan: Plan, batch_per_step: int) -> dict[str, Any]:
     return found
 
 
-def score_config(checked: CheckedConfig, model: PlannedModel | None = None) -> tuple[Plan, PlannedModel]:
+def score_config(checked: CheckedConfig, model: PlannedModel) -> Plan:
     """Costs a configuration's own division into stages and replicas, whether it fits or not.
 
     Args:
         checked: the configuration, without `auto`.
-        model: its model, where it is built already.
+        model: its model.
 
     Raises:
         ConfigError: the layers do not add up, or the heads cannot be divided.
     """
-    model = model or model_of(checked)
     device, workload = device_of(checked), workload_of(checked, model)
     layers = checked.model.get("layer_per_ipu") or [model.blocks]
     variants = replica_variants(model.sharded(int(checked.global_args.num_replicas)), device, workload)
     is_pipelined = checked.global_args.enable_pipeline and len(layers) > 1
     plans = [evaluate(replica, layers, is_pipelined) for replica in variants]
-    return next((plan for plan in plans if plan.fits), plans[-1]), model
+    return next((plan for plan in plans if plan.fits), plans[-1])
 
 
 def sweep(checked: CheckedConfig, planned: Planned) -> Iterator[tuple[str, int, tuple[Plan, ...]]]:

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import importlib.resources
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,39 +56,23 @@ def find_config(name: str, cache_dir: str | None = None) -> HFConfig:
     return open_checkpoint(name, cache_dir=cache_dir).config
 
 
-class BlankGraphs:
-    """A model's step graphs over blank weights, one for each number of replicas, made when they are asked for and kept.
+class BuiltGraphs:
+    """A model's step graphs, one for each number of replicas, built when they are asked for and kept.
 
     Args:
-        config: the model's configuration.
-        model_class: what builds it; None finds the class by the configuration.
-        max_length: tokens of prompt and answer together; None is what the model was trained for.
+        make: number of replicas -> the model, its graph still to be built.
     """
 
-    def __init__(
-        self, config: HFConfig, model_class: type[HFModel] | None = None, max_length: int | None = None
-    ) -> None:
-        from poptransformer.models import model_class_for
-
-        self.model_class = model_class or model_class_for(config)
-        self.checkpoint = blank_checkpoint(config)
-        self.asked_length = max_length
+    def __init__(self, make: Callable[[int], HFModel]) -> None:
+        self._make = make
         self._built: dict[int, HFModel | ConfigError] = {}
 
-    def model(self, replicas: int) -> ir.Model:
-        """Returns the graph of one of `replicas` replicas.
+    def model(self, replicas: int) -> HFModel:
+        """Returns the model of one of `replicas` replicas.
 
         Raises:
             ConfigError: the model cannot be divided among so many.
         """
-        return ir.Model(self._model(replicas).graph.ir_graph, ir_version=IR_VERSION)
-
-    @property
-    def max_length(self) -> int:
-        """Tokens of prompt and answer together."""
-        return self._model(1).max_length
-
-    def _model(self, replicas: int) -> HFModel:
         if replicas not in self._built:
             try:
                 self._built[replicas] = self._build(replicas)
@@ -100,8 +85,7 @@ class BlankGraphs:
 
     def _build(self, replicas: int) -> HFModel:
         with _quiet():
-            with use_build(Build(model_type="tp", num_replicas=replicas, precision="fp32")):
-                model = self.model_class.from_checkpoint(self.checkpoint, max_length=self.asked_length)
+            model = self._make(replicas)
             model.build_graph()
             passes.matmul_to_linear(ir.Model(model.graph.ir_graph, ir_version=IR_VERSION))
         return model
@@ -119,7 +103,7 @@ class PlannedModel:
     """
 
     name: str
-    graphs: BlankGraphs
+    graphs: BuiltGraphs
     recipe: Recipe
     fp8_cache: bool = False
     _known: dict[int, StepGraph] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
@@ -131,12 +115,12 @@ class PlannedModel:
             ConfigError: the model cannot be divided among so many.
         """
         if replicas not in self._known:
-            model, numbers = self.graphs.model(replicas), numbers_of(self.recipe, self.fp8_cache)
+            graph, numbers = self.graphs.model(replicas).graph.ir_graph, numbers_of(self.recipe, self.fp8_cache)
             with _quiet():
-                chosen = planned_choices(model, self.recipe)
-            initializers = model.graph.initializers
+                chosen = planned_choices(ir.Model(graph, ir_version=IR_VERSION), self.recipe)
+            initializers = graph.initializers
             stored = {name: _stored(initializers[name], choice, numbers) for name, choice in chosen.items()}
-            self._known[replicas] = StepGraph(model.graph, numbers, stored, replicas)
+            self._known[replicas] = StepGraph(graph, numbers, stored, replicas)
         return self._known[replicas]
 
     def stored_as(self, recipe: Recipe) -> PlannedModel:
@@ -151,12 +135,12 @@ class PlannedModel:
     @property
     def max_length(self) -> int:
         """Tokens of prompt and answer together."""
-        return self.graphs.max_length
+        return self.graphs.model(1).max_length
 
     @property
     def stored_bits(self) -> int:
         """Bits of the weights that the checkpoint holds."""
-        return _checkpoint_bits(self.graphs.checkpoint)
+        return _checkpoint_bits(self.graphs.model(1).checkpoint)
 
     @property
     def blocks(self) -> int:
@@ -180,7 +164,30 @@ def build_model(
         model_class: what builds it; None finds the class by the configuration.
         max_length: tokens of prompt and answer together; None is what the model was trained for.
     """
-    return PlannedModel(config.source, BlankGraphs(config, model_class, max_length), recipe, fp8_cache)
+    from poptransformer.models import model_class_for
+
+    cls, checkpoint = model_class or model_class_for(config), blank_checkpoint(config)
+
+    def make(replicas: int) -> HFModel:
+        with use_build(Build(model_type="tp", num_replicas=replicas, precision="fp32")):
+            return cls.from_checkpoint(checkpoint, max_length=max_length)
+
+    return PlannedModel(config.source, BuiltGraphs(make), recipe, fp8_cache)
+
+
+def built_model(model: HFModel) -> PlannedModel:
+    """Returns a model that was compiled, to be costed: its graph as it was before the passes.
+
+    Args:
+        model: stays as it is; its weights are not read.
+    """
+
+    def make(replicas: int) -> HFModel:
+        again = copy.copy(model)
+        again.build = dataclasses.replace(model.build, model_type="tp", num_replicas=replicas, replica=0)
+        return again
+
+    return PlannedModel(model.checkpoint.source, BuiltGraphs(make), model.build.recipe, model.fp8_cache)
 
 
 def _checkpoint_bits(checkpoint: Checkpoint) -> int:

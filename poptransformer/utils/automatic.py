@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from poptransformer.config import GlobalArgs
 from poptransformer.recipe import Recipe
@@ -65,10 +65,15 @@ def precisions_of(global_args: GlobalArgs) -> list[str]:
     return [choice.precision for _, choice in Recipe.of(global_args.precision, global_args.quantization).rules]
 
 
-def short_report(checked: CheckedConfig) -> Sequence[str]:
-    """Returns the lines that an example shows after a run on an emulated device."""
-    from poptransformer.ipu.explain import short_form
-    from poptransformer.planning import score_config
+def short_report(checked: CheckedConfig, model: Any) -> Sequence[str]:
+    """Returns the lines that an example shows after a run on an emulated device: of the graph that ran.
 
-    plan, model = score_config(checked)
-    return short_form(plan, model.graph)
+    Args:
+        checked: the configuration.
+        model: the model that was compiled.
+    """
+    from poptransformer.ipu.explain import short_form
+    from poptransformer.planning import built_model, score_config
+
+    ran = built_model(model)
+    return short_form(score_config(checked, ran), ran.graph)
