@@ -55,7 +55,7 @@ def problems(plan: Plan, graph: StepGraph) -> list[str]:
     found = [too_large(plan, stage, graph) for stage in plan.stages if stage.bytes > plan.device.tile_bytes]
     if plan.reserved > plan.device.max_ipus:
         found.append(
-            f"{len(plan.stages)} stages x {plan.replicas} replicas need {plan.reserved} IPUs; "
+            f"{_size(plan)} need {plan.reserved} IPUs; "
             f"{plan.device.name.upper()} links at most {plan.device.max_ipus} {_noun(plan.device)}"
         )
     return found
@@ -66,10 +66,15 @@ def warnings(plan: Plan) -> list[str]:
     idle = plan.reserved - plan.ipus
     if not idle:
         return []
-    return [
-        f"{len(plan.stages)} stages x {plan.replicas} replicas = {plan.ipus} IPUs; "
-        f"hardware would reserve {plan.reserved}, {idle} idle"
-    ]
+    return [f"{_size(plan)} = {plan.ipus} IPUs; hardware would reserve {plan.reserved}, {idle} idle"]
+
+
+def _size(plan: Plan) -> str:
+    return f"{_counted(len(plan.stages), 'stage')} x {_counted(plan.replicas, 'replica')}"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' if count != 1 else ''}"
 
 
 def _noun(device: Device) -> str:
@@ -94,7 +99,7 @@ def _remedy(plan: Plan, stage: Stage, graph: StepGraph) -> str:
     parts = []
     if stage.blocks > 1 and fixed < limit:
         more = math.ceil((total - fixed) / (limit - fixed)) - 1
-        parts.append(f"add {more} IPU{'s' if more > 1 else ''}")
+        parts.append(f"add {_counted(more * plan.replicas, 'IPU')}")
     elif stage.blocks <= 1:
         parts.append("divide it among more replicas")
     widest = max((stored.bits for stored in graph.stored.values()), default=16)

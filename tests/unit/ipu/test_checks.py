@@ -54,6 +54,18 @@ def test_the_advice_to_add_ipus_is_enough() -> None:
     assert evaluate(replica, [0, *share, *share]).fits
 
 
+def test_one_more_ipu_is_one_ipu() -> None:
+    device = dataclasses.replace(C600, tiles=16, tile_bytes=60_000, code_bytes=64, code_bytes_per_op=8)
+    replica = make_replica(GRAPH, device, WORKLOAD)
+    told = [
+        line
+        for layers in ([0, 6, 0], [0, 4, 2, 0], [0, 5, 1, 0])
+        for line in problems(evaluate(replica, layers), GRAPH)
+    ]
+    assert any("add 1 IPU or" in line or line.endswith("add 1 IPU") for line in told), told
+    assert not any("add 1 IPUs" in line for line in told)
+
+
 def test_one_block_that_is_too_large_wants_replicas() -> None:
     graph = build_model(find_config("meta-llama/Llama-2-70b-hf"), Recipe.of("fp16")).graph
     plan = evaluate(make_replica(graph, BOW, Workload(1, 1, 264)), [0, *[1] * 80, 0])

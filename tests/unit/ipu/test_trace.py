@@ -14,10 +14,10 @@ from poptransformer.ipu.segments import Segments, StepGraph
 from poptransformer.ipu.trace import Sizes, trace
 from poptransformer.ipu.work import Attention, Collective, Numbers, Op, Product
 from poptransformer.models import model_class_for
-from poptransformer.planning import build_model
+from poptransformer.planning import build_model, built_model
 from poptransformer.planning.model import numbers_of
 from poptransformer.recipe import Recipe
-from poptransformer.runtime.compiled import compile_model
+from poptransformer.runtime.compiled import compile_model, compile_replicas
 from tests.unit.ipu.tiny import GPT2, LLAMA, config
 
 SIZES = Sizes(batch=2, tokens=5, slots=64, attended=40)
@@ -112,6 +112,24 @@ def test_planned_work_is_that_of_the_compiled_graph(raw: dict[str, Any], precisi
         works = [[op.work for op in part.ops if isinstance(op.work, kinds)] for part in (one, other)]
         assert works[0] == works[1]
     assert weight_bytes(found) == pytest.approx(weight_bytes(planned), rel=0.08)
+
+
+@pytest.mark.parametrize("replicas", [1, 3])
+def test_the_model_that_ran_is_the_one_that_is_costed(replicas: int) -> None:
+    """Its own checkpoint's graph, as it was before the passes; what was compiled stays as it is."""
+    from poptransformer.checkpoint import random_checkpoint
+
+    with use_build(Build(precision="int8", model_type="tp", num_replicas=replicas)):
+        cls = model_class_for(config(GPT2))
+        model = cls.from_checkpoint(random_checkpoint({**GPT2, "n_layer": 2}), max_length=32, layer_per_ipu=(1, 1))
+    compiled = compile_replicas(model)
+    before = [node.op_type for node in compiled.model.graph]
+    ran = built_model(model)
+    found = ran.sharded(replicas).segments(SIZES)
+    assert found == segments({**GPT2, "n_layer": 2}, "int8", replicas=replicas)
+    assert (ran.blocks, ran.max_length) == (2, 32)
+    assert [node.op_type for node in compiled.model.graph] == before
+    assert "FusedLinear" in before
 
 
 def test_a_fused_graph_is_refused() -> None:
