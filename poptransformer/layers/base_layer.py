@@ -203,10 +203,10 @@ class BaseLayer(metaclass=_LayerType):
         )
 
     def block_scope(self, graph: Graph, index: int) -> AbstractContextManager[None]:
-        """Places decoder block `index` on the IPU that `layer_per_ipu` gives it."""
+        """Marks the nodes of decoder block `index`, and places them on the IPU that `layer_per_ipu` gives it."""
         ipu = self.build.ipu_of_layer(index)
         logger.info("block %d placed on IPU %d", index, ipu)
-        return graph.annotate(ipu=ipu, pipeline_stage=ipu)
+        return graph.annotate(block=index, ipu=ipu, pipeline_stage=ipu)
 
     @property
     def main_graph(self) -> Graph:

@@ -192,13 +192,16 @@ def local_heads(build: Build, where: str, num_heads: int, num_kv_heads: int | No
     Raises:
         ConfigError: the heads cannot be divided among so many replicas; names the numbers that they can.
     """
-    kv_heads = num_kv_heads or num_heads
+    kv_heads, replicas = num_kv_heads or num_heads, build.num_replicas
     valid = valid_replicas(num_heads, kv_heads)
-    if build.num_replicas not in valid:
-        shared = f" that share {kv_heads} keys and values" if kv_heads != num_heads else ""
+    if replicas not in valid:
+        does_not = f"does not divide {num_heads} heads"
+        if num_heads % replicas == 0:
+            does_not = f"neither divides {kv_heads} key/value heads nor is a multiple of them"
+        powers = [count for count in valid if count & (count - 1) == 0]
         raise ConfigError(
-            f"{where}: {num_heads} heads{shared} cannot be divided among {build.num_replicas} replicas. Set "
-            f"global_args.num_replicas to one of {', '.join(map(str, valid))}."
+            f"num_replicas={replicas} {does_not}; valid: {', '.join(map(str, valid))}; "
+            f"power of two: {', '.join(map(str, powers))} ({where})"
         )
     return num_heads // build.num_replicas, max(1, kv_heads // build.num_replicas)
 

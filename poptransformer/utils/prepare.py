@@ -81,7 +81,7 @@ def prepare_model_session(config: DictConfig | Mapping[str, Any]) -> tuple[Any, 
         session = _instantiate(checked.session)
         session.compile(model)
     if checked.device is not None and hasattr(session, "notes"):
-        session.notes.append(lambda: automatic.short_report(checked))
+        session.notes.append(lambda: automatic.short_report(checked, model))
     return session, model
 
 

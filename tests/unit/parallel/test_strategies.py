@@ -124,7 +124,9 @@ def test_valid_numbers_of_replicas(heads: int, kv_heads: int | None, valid: list
 
 def test_a_number_that_cannot_work_is_refused_with_those_that_can() -> None:
     with (
-        pytest.raises(ConfigError, match=r"h\.0: 25 heads cannot be divided among 4 .*num_replicas to one of 1, 5, 25"),
+        pytest.raises(
+            ConfigError, match=r"num_replicas=4 does not divide 25 heads; valid: 1, 5, 25; power of two: 1 \(h\.0\)"
+        ),
         use_build(Build(graph=Graph(), model_type="tp", num_replicas=4)),
     ):
         Attention("h.0", None, 0, 25, 25, 64)
