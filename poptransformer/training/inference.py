@@ -42,7 +42,7 @@ def validate_only(params: Params, make_model: MakeModel) -> Validation:
         model = make_model()
     config = params["runconfig"]
     build = Build(state_dict=shapes_of(model.model), precision=config["precision"])
-    program = build_program(model.build_graph, build, type(model).__name__)
+    program, _ = build_program(model.build_graph, build, type(model).__name__)
     validation = validate(program, build.recipe, dict(config["graph_sizes"]))
     print(validation)
     logger.info("validated in %.1f s; no weight was read", time.monotonic() - began)
@@ -82,7 +82,7 @@ def compile_only(params: Params, make_model: MakeModel) -> Path:
     program = Program.compile(
         model.build_graph, as_state_dict(model.model), precision=config["precision"], threads=config["threads"]
     )
-    _ = program.session  # onnxruntime accepts every node
+    program.make_ready()
     folder = Path(config["compile_dir"] or model_dir / "compiled")
     program.save(folder, source=str(checkpoint), model=type(model).__name__, precision=config["precision"])
     print(f"compiled {checkpoint} to {folder} ({program.report.summary})")
