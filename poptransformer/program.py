@@ -39,16 +39,28 @@ if TYPE_CHECKING:
 GraphFunction = Callable[[Graph], Mapping[str, "ir.Value"]]
 
 
-def build_program(make: GraphFunction, build: Build, name: str = "model") -> tuple[ir.Model, dict[str, int]]:
+@dataclasses.dataclass(frozen=True)
+class BuiltGraph:
+    """A graph as layers wrote it.
+
+    Attributes:
+        model: the graph.
+        divided: inputs and outputs of which replicas have different parts, and along which axis.
+        blocks: encoder and decoder layers, which `layer_per_ipu` places.
+    """
+
+    model: ir.Model
+    divided: Mapping[str, int]
+    blocks: int
+
+
+def build_program(make: GraphFunction, build: Build, name: str = "model") -> BuiltGraph:
     """Builds a graph of layers, as they wrote it.
 
     Args:
         make: adds inputs and layers to a graph; returns the outputs by name.
         build: what the layers may ask; its `graph` is set here.
         name: of the graph.
-
-    Returns:
-        The graph, and the axis of each input and output of which replicas have different parts.
 
     Raises:
         ConfigError: `layer_per_ipu` does not add up to the graph's blocks.
@@ -67,15 +79,16 @@ def build_program(make: GraphFunction, build: Build, name: str = "model") -> tup
         divided = {key: axis for key, value in named if (axis := divided_axis(value)) is not None}
         for output, value in outputs.items():
             graph.output(value, output)
+    blocks = max(graph.blocks, default=-1) + 1
     if build.layer_per_ipu is not None:
-        check_placement(build.layer_per_ipu, max(graph.blocks, default=-1) + 1)
+        check_placement(build.layer_per_ipu, blocks)
     model = ir.Model(
         graph.ir_graph,
         ir_version=IR_VERSION,
         producer_name="poptransformer",
         producer_version=poptransformer.__version__,
     )
-    return model, divided
+    return BuiltGraph(model, divided, blocks)
 
 
 def run_passes(model: ir.Model, build: Build, fuse: bool = True) -> QuantizationReport:
@@ -157,15 +170,14 @@ class Program:
             layer_per_ipu=None if layer_per_ipu is None else tuple(layer_per_ipu),
         )
         models, reports = [], []
-        divided: dict[str, int] = {}
         for replica in range(num_replicas):
             build = dataclasses.replace(build, replica=replica)
-            model, divided = build_program(make, build)
-            reports.append(run_passes(model, build, fuse))
-            models.append(model)
+            built = build_program(make, build)
+            reports.append(run_passes(built.model, build, fuse))
+            models.append(built.model)
         stages = build.layer_per_ipu if len(build.layer_per_ipu or ()) > 1 else ()
         settings = SessionSettings(threads=threads)
-        return cls(models[0], reports[0], settings, tuple(models[1:]), stages or (), divided)
+        return cls(models[0], reports[0], settings, tuple(models[1:]), stages or (), built.divided)
 
     @property
     def num_replicas(self) -> int:

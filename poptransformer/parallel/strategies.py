@@ -198,7 +198,7 @@ def local_heads(build: Build, where: str, num_heads: int, num_kv_heads: int | No
         shared = f" that share {kv_heads} keys and values" if kv_heads != num_heads else ""
         raise ConfigError(
             f"{where}: {num_heads} heads{shared} cannot be divided among {build.num_replicas} replicas. Set "
-            f"global_args.num_replicas to one of {', '.join(map(str, valid))}."
+            f"num_replicas to one of {', '.join(map(str, valid))}."
         )
     return num_heads // build.num_replicas, max(1, kv_heads // build.num_replicas)
 

@@ -101,14 +101,24 @@ def build_model(
             ones = (1,) * cls.from_checkpoint(checkpoint).num_layers
             model = cls.from_checkpoint(checkpoint, max_length=max_length, layer_per_ipu=ones)
         model.build_graph()
-        whole = ir.Model(model.graph.ir_graph, ir_version=IR_VERSION)
-        passes.matmul_to_linear(whole)
-        chosen = planned_choices(whole, recipe)
+        graph = step_graph(ir.Model(model.graph.ir_graph, ir_version=IR_VERSION), recipe, fp8_cache)
+    return PlannedModel(config.source, graph, model.max_length, _checkpoint_bits(config, checkpoint))
+
+
+def step_graph(whole: ir.Model, recipe: Recipe, fp8_cache: bool = False) -> StepGraph:
+    """Returns a graph that can be costed.
+
+    Args:
+        whole: the graph as layers wrote it, one block on each IPU; its products with weights become `Linear`.
+        recipe: how its weights will be stored.
+        fp8_cache: whether keys and values take 8 bits.
+    """
+    passes.matmul_to_linear(whole)
+    chosen = planned_choices(whole, recipe)
     numbers = numbers_of(recipe, fp8_cache)
     initializers = whole.graph.initializers
     stored = {name: _stored(initializers[name], choice, numbers) for name, choice in chosen.items()}
-    graph = StepGraph(whole.graph, numbers, stored)
-    return PlannedModel(config.source, graph, model.max_length, _checkpoint_bits(config, checkpoint))
+    return StepGraph(whole.graph, numbers, stored)
 
 
 def _checkpoint_bits(config: HFConfig, checkpoint: Checkpoint) -> int:

@@ -22,6 +22,7 @@ from poptransformer.training.inference import compile_only, validate_only
 from poptransformer.training.params import MODES, RUNCONFIG, Params, get_params, write_params
 from poptransformer.training.randomness import seed_everything
 from poptransformer.training.trainer import Trainer
+from poptransformer.utils.automatic import DEFAULT_DEVICE
 from poptransformer.utils.logging import set_up_logging
 
 logger = logging.getLogger(__name__)
@@ -123,6 +124,8 @@ def _run(
     config = params["runconfig"]
     model_dir = Path(config["model_dir"])
     if options.validate_only or options.compile_only:
+        if options.target == "IPU" and config["device"] is None:
+            config["device"] = DEFAULT_DEVICE
         work = validate_only if options.validate_only else compile_only
         result = work(params, lambda: _model(model_fn, params))
         write_params(params, model_dir, options.mode)

@@ -126,7 +126,7 @@ def test_replicas_that_cannot_share_the_heads(part: str) -> None:
         "alibi": nn.EmbeddingLayer(V, D, position_embedding_type="alibi", num_heads=N, max_position_embeddings=L),
     }
     weights = nn.as_state_dict(torch.nn.ModuleDict({"part": modules[part]}))
-    message = r"part.*: 4 heads cannot be divided among 3 replicas. Set global_args.num_replicas to one of 1, 2, 4\."
+    message = r"part.*: 4 heads cannot be divided among 3 replicas. Set num_replicas to one of 1, 2, 4\."
     with pytest.raises(ConfigError, match=message):
         Program.compile(make, weights, **TP, num_replicas=3)
 

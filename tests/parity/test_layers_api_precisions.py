@@ -14,9 +14,12 @@ import pytest
 import torch
 
 from poptransformer import layers, nn
+from poptransformer.build import Build
 from poptransformer.graph import Graph
-from poptransformer.program import Program
+from poptransformer.program import Program, build_program
+from poptransformer.recipe import QuantizationConfig
 from poptransformer.runtime import SessionSettings
+from poptransformer.validation import validate
 from tests.parity.dequantized import rounded, roundings, weights_of
 from tests.parity.layers_api import BIASED, declare, masks
 
@@ -130,3 +133,19 @@ def test_replicas_with_the_dequantized_weights_of_their_shares(model: Any, case:
         assert error < ROUNDED_INPUTS
     else:
         np.testing.assert_allclose(found, reference, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("case", CASES)
+def test_validation_knows_what_the_weights_will_take(model: Any, case: str, replicas: int) -> None:
+    precision, details = CASES[case]
+    plan = {"model_type": "tp", "num_replicas": replicas}
+    build = Build(
+        state_dict=nn.as_state_dict(model),
+        precision=precision,
+        quantization=QuantizationConfig.from_mapping(details),
+        **plan,
+    )
+    found = validate(build_program(make, build).model, build.recipe)
+    stored = compiled(model, case, fuse=False, **plan).model.graph.initializers.items()
+    assert found.weight_bytes == sum(value.const_value.nbytes for name, value in stored if "const_" not in name)

@@ -45,7 +45,7 @@ def test_a_plan_past_the_bound() -> None:
 def test_a_plan_that_cannot_be() -> None:
     done = run("--config-name", "tp", "global_args.num_replicas=3", "log_level=error")
     assert done.returncode == 1
-    assert "4 heads cannot be divided among 3 replicas. Set global_args.num_replicas to one of 1, 2, 4." in done.stderr
+    assert "4 heads cannot be divided among 3 replicas. Set num_replicas to one of 1, 2, 4." in done.stderr
 
 
 def test_divergence() -> None:
