@@ -41,23 +41,23 @@ from tests.parity.test_layers_api import (
 )
 
 REPLICAS = (2, 4)
+# Each kind on one of the two.
+BY_POSITION = [(positions, REPLICAS[index % 2]) for index, positions in enumerate(POSITIONS)]
+BY_KIND = [(kind, REPLICAS[index % 2]) for index, kind in enumerate(ATTENTIONS)]
 TP = {"model_type": "tp", "threads": 1}
 
 
-@pytest.mark.parametrize("replicas", REPLICAS)
-@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize(("positions", "replicas"), BY_POSITION)
 def test_encoder(positions: str | None, replicas: int) -> None:
     check_encoder(positions, "both", replicas == 2, **TP, num_replicas=replicas)
 
 
-@pytest.mark.parametrize("replicas", REPLICAS)
-@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize(("positions", "replicas"), BY_POSITION)
 def test_decoder_with_an_encoder_and_a_past(positions: str | None, replicas: int) -> None:
     check_decoder(positions, "both", replicas == 4, **TP, num_replicas=replicas)
 
 
-@pytest.mark.parametrize("replicas", REPLICAS)
-@pytest.mark.parametrize("kind", ATTENTIONS)
+@pytest.mark.parametrize(("kind", "replicas"), BY_KIND)
 def test_attention(kind: str, replicas: int) -> None:
     check_attention(kind, averaged=replicas == 2, **TP, num_replicas=replicas)
 

@@ -119,8 +119,7 @@ def assert_near(found: np.ndarray, reference: np.ndarray, may_tip: bool) -> None
     assert np.median(errors) < 1e-4 and np.linalg.norm(found - reference) < 0.05 * np.linalg.norm(reference)
 
 
-@pytest.mark.parametrize("replicas", [2, 4])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "replicas"), [(case, 2 + 2 * (index % 2)) for index, case in enumerate(CASES)])
 def test_replicas_with_the_dequantized_weights_of_their_shares(model: Any, case: str, replicas: int) -> None:
     plan = {"model_type": "tp", "num_replicas": replicas}
     plain = compiled(model, case, fuse=False, **plan)
@@ -135,8 +134,7 @@ def test_replicas_with_the_dequantized_weights_of_their_shares(model: Any, case:
         np.testing.assert_allclose(found, reference, atol=1e-4, rtol=1e-5)
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "replicas"), [(case, 1 + index % 2) for index, case in enumerate(CASES)])
 def test_validation_knows_what_the_weights_will_take(model: Any, case: str, replicas: int) -> None:
     precision, details = CASES[case]
     plan = {"model_type": "tp", "num_replicas": replicas}
