@@ -132,6 +132,9 @@ class RotaryPositionEmbeddingHelper(BaseLayer):
             past_key: `[B, N, P, H]`.
             step: see `MultiheadAttention`.
         """
+        columns = None if x.shape is None else x.shape[-1]
+        if isinstance(columns, int) and self.rotary_dim > columns // num_heads:
+            raise ConfigError(f"rotary_dim is {self.rotary_dim}, but a head has {columns // num_heads} columns.")
         with graph.nameScope(self.context):
             if step is not None:
                 cos, sin = step.shared(graph, f"{self.context} rotary", lambda: self._angles(graph, step.position_ids))

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from poptransformer.checkpoint.files import write_text
-from poptransformer.errors import ConfigError
+from poptransformer.errors import ConfigError, PopTransformerError
 from poptransformer.nn.convert import from_torch_nn, layer_arguments
 from poptransformer.nn.embedding import EmbeddingLayer
 from poptransformer.nn.encoder import TransformerEncoder, TransformerEncoderLayer
@@ -139,6 +139,8 @@ class LanguageModel(nn.Module):
         Raises:
             ConfigError: the sizes do not fit, or the layers have options that these layers lack.
         """
+        if not isinstance(encoder, nn.TransformerEncoder):
+            raise ConfigError(f"encoder is a {type(encoder).__name__}; expected a torch.nn.TransformerEncoder.")
         arguments = layer_arguments(encoder.layers[0])
         size, table = embedding.embedding_dim, positions.weight if isinstance(positions, nn.Embedding) else positions
         if table is not None and (table.shape[-1] != size or table.numel() != size * max(table.shape[:-1], default=0)):
@@ -182,8 +184,15 @@ class LanguageModel(nn.Module):
             folder: target; it is made where it is missing.
             tokenizer: writes `tokenizer.json`; without one the engine takes and gives ids.
             eos_token_id: the token that ends an answer.
+
+        Raises:
+            PopTransformerError: the target holds something else.
         """
         folder = Path(folder).expanduser()
+        if folder.exists() and not _is_saved(folder) and (not folder.is_dir() or any(folder.iterdir())):
+            raise PopTransformerError(
+                f"{folder} is not empty and no saved language model; choose another folder or empty it."
+            )
         folder.mkdir(parents=True, exist_ok=True)
         ending = {} if eos_token_id is None else {"eos_token_id": eos_token_id}
         weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
@@ -195,6 +204,12 @@ class LanguageModel(nn.Module):
 
 
 _BIASES = ("use_projection_bias_in_attention", "use_ffn_bias_in_attention", "use_ffn_bias")
+
+
+def _is_saved(folder: Path) -> bool:
+    """Whether `save` wrote that folder."""
+    config = folder / "config.json"
+    return config.is_file() and f'"model_type": "{MODEL_TYPE}"' in config.read_text(encoding="utf-8", errors="replace")
 
 
 def _check_norm(norm: nn.Module | None, eps: float) -> None:

@@ -17,7 +17,7 @@ from poptransformer.ipu.plan import evaluate
 from poptransformer.ipu.planner import replica_variants
 from poptransformer.ipu.stage import Workload
 from poptransformer.planning.model import step_graph
-from poptransformer.program import GraphFunction, build_program
+from poptransformer.program_graph import GraphFunction, build_program
 from poptransformer.state import BATCH, TOKENS
 
 _OPEN = (BATCH, TOKENS)  # dimensions that a workload gives a size

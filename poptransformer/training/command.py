@@ -140,7 +140,11 @@ def _run(
     write_params(params, model_dir, options.mode)
     trainer = Trainer(model, params, device)
     if options.mode in ("train", "train_and_eval"):
-        return trainer.train(*loaders)
+        try:
+            return trainer.train(*loaders)
+        finally:
+            if trainer.evaluations:
+                _write_results(model_dir / options.mode, trainer.evaluations)
     return _evaluate(trainer, options.mode, model_dir, loaders[0])
 
 
@@ -189,7 +193,11 @@ def _evaluate(trainer: Trainer, mode: str, model_dir: Path, loader: Any) -> dict
     for checkpoint in checkpoints:
         trainer.load(checkpoint)
         results[f"step {trainer.step}"] = trainer.evaluate(loader)
-    write_text(model_dir / mode / "results.json", json.dumps(results, indent=2) + "\n")
+    _write_results(model_dir / mode, results)
     for step, figures in results.items():
         print(f"{step}:", ", ".join(f"{name} {value:.5f}" for name, value in figures.items()))
     return results
+
+
+def _write_results(folder: Path, results: Mapping[str, Mapping[str, float]]) -> None:
+    write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")

@@ -18,7 +18,8 @@ from poptransformer.errors import ConfigError
 from poptransformer.ipu.device import load_device
 from poptransformer.nn.convert import as_state_dict
 from poptransformer.planning.program import program_report
-from poptransformer.program import Program, build_program
+from poptransformer.program import Program
+from poptransformer.program_graph import build_program
 from poptransformer.training.base_model import PyTorchBaseModel
 from poptransformer.training.checkpoints import checkpoints_of, load_weights
 from poptransformer.training.params import Params

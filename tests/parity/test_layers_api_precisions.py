@@ -16,7 +16,8 @@ import torch
 from poptransformer import layers, nn
 from poptransformer.build import Build
 from poptransformer.graph import Graph
-from poptransformer.program import Program, build_program
+from poptransformer.program import Program
+from poptransformer.program_graph import build_program
 from poptransformer.recipe import QuantizationConfig
 from poptransformer.runtime import SessionSettings
 from poptransformer.validation import validate

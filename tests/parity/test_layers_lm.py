@@ -4,21 +4,24 @@
 from __future__ import annotations
 
 import copy
+import functools
+import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import poptransformer
 from poptransformer import layers, nn
 from poptransformer.build import Build, use_build
-from poptransformer.checkpoint import blank_checkpoint
+from poptransformer.checkpoint import blank_checkpoint, open_checkpoint
 from poptransformer.engine import Engine
-from poptransformer.errors import ConfigError
+from poptransformer.errors import ConfigError, PopTransformerError
 from poptransformer.models import LayersLM
 from tests.parity.dequantized import weights_of
 from tests.parity.layers_api import randomized
@@ -148,6 +151,80 @@ def test_precisions(precision: str, plan: str, tmp_path: Path) -> None:
     assert np.linalg.norm(found - expected) < bound * np.linalg.norm(expected)
 
 
+class Decoder(torch.nn.Module):
+    """A decoder without an encoder, whose scores are divided by the layer's number."""
+
+    ARGUMENTS: ClassVar[dict[str, Any]] = {
+        "d_model": D,
+        "nhead": N,
+        "dim_feedforward": 44,
+        "norm_first": True,
+        "add_cross_attention": False,
+        "scale_qk_dot_by_layer_idx": True,
+    }
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.EmbeddingLayer(
+            V, D, position_embedding_type="rotary", rotary_dim=8, max_position_embeddings=P
+        )
+        self.decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(**self.ARGUMENTS, dropout=0.0), LAYERS)
+        self.head = torch.nn.Linear(D, V)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        mask = nn.create_2D_autoregressive_mask(ids.shape[1], ids.shape[1]).bool()
+        rotary = self.embedding.get_rope_helper()
+        x = self.decoder(self.embedding(ids), tgt_mask=mask, rotary_position_embedding_helper=rotary)
+        return self.head(x)
+
+
+class GraphDecoder(LayersLM):
+    """The same for the engine."""
+
+    def build_model_graph(self) -> ir.Value:
+        graph, step = self.graph, self.step
+        positions = {"position_embedding_type": "rotary", "rotary_dim": 8, "max_position_embeddings": P}
+        embedding = layers.EmbeddingLayer(None, "embedding", V, D, **positions)
+        layer = functools.partial(layers.TransformerDecoderLayer, **Decoder.ARGUMENTS)
+        decoder = layers.TransformerDecoder(None, "decoder", layer, LAYERS)
+        head = layers.LMHead(None, "head", V, D, use_bias=True)
+        x = embedding(graph, step.input_ids, position_ids=step.position_ids)
+        x = decoder(graph, x, rotary_position_embedding_helper=embedding.get_rope_helper(), step=step)
+        return head(graph, step.chosen(x))
+
+
+@pytest.mark.parametrize("plan", ["one", "4 replicas"])
+def test_a_decoder_in_a_model_class(plan: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = randomized(Decoder())
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({**SIZES, "model_type": "layers_lm"}))
+    build = {key: value for key, value in PLANS[plan].items() if key != "layer_per_ipu"}
+    with use_build(Build(**build)):
+        engine = Engine.from_model(GraphDecoder.from_checkpoint(open_checkpoint(tmp_path)))
+    check(engine, model)
+
+
+def test_what_save_and_load_refuse(tmp_path: Path) -> None:
+    model = nn.LanguageModel(**SIZES)
+    model.save(model.save(tmp_path / "mine"))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(PopTransformerError, match="other is not empty and no saved language model"):
+        model.save(tmp_path / "other")
+    rotary = nn.LanguageModel(**SIZES, position_embedding_type="rotary", rotary_dim=8).save(tmp_path / "rotary")
+    config = json.loads((rotary / "config.json").read_text())
+    for wrong, message in (
+        ({"rotary_dim": 10}, "rotary_dim is 10, but a head has 8 columns"),
+        ({"num_attention_heads": 5}, "5"),
+        ({"norm_first": 1}, "norm_first in .* is 1; expected true or false"),
+        ({"hidden_act": "swoosh"}, "Invalid activation swoosh"),
+    ):
+        (rotary / "config.json").write_text(json.dumps(config | wrong))
+        with pytest.raises(PopTransformerError, match=message):
+            poptransformer.load(rotary)
+
+
 def test_wrong_numbers_of_replicas_and_stages(tmp_path: Path) -> None:
     folder = nn.LanguageModel(**SIZES).save(tmp_path)
     message = r"encoder.layers.0.self_attn: 4 heads .* among 3 replicas. Set num_replicas to one of 1, 2, 4\."
@@ -176,6 +253,8 @@ def test_what_cannot_be_converted() -> None:
         nn.LanguageModel.from_torch_nn(**parts, head=torch.nn.Linear(D, 9))
     with pytest.raises(ConfigError, match=r"positions has shape \[2, 5, 32\]; expected \[P, 32\]"):
         nn.LanguageModel.from_torch_nn(**parts, head=model.head, positions=torch.zeros(2, 5, D))
+    with pytest.raises(ConfigError, match="encoder is a Linear; expected a torch.nn.TransformerEncoder"):
+        nn.LanguageModel.from_torch_nn(embedding=model.embedding, encoder=model.head, head=model.head)
     model.encoder.norm = torch.nn.LayerNorm(D, eps=1e-3)
     with pytest.raises(ConfigError, match="expected a LayerNorm with the eps 1e-05 of the layers"):
         nn.LanguageModel.from_torch_nn(**parts, head=model.head)

@@ -30,7 +30,7 @@ ALLOWED = {
     "layers": {"ops", "step", "build", "graph", "checkpoint", "positions", "attention_rules", "parallel"},
     "nn": {"build", "checkpoint", "positions", "attention_rules"},
     "training": {"nn", "build", "checkpoint", "graph", "program", "rules", "utils", "validation", "validation_memory"}
-    | {"planning", "ipu"},
+    | {"planning", "ipu", "program_graph"},
     "models": {"layers", "parallel", "ops", "step", "build", "graph", "checkpoint", "placement", "utils"},
     "ipu": {"graph", "placement", "state"},
 }

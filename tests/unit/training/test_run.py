@@ -53,6 +53,14 @@ def test_steps_counts_from_where_the_run_is(tmp_path: Path) -> None:
     assert losses(tmp_path).count("\n") == 12  # a line of names, and nothing was trained again
 
 
+def test_a_run_that_was_killed_before_its_last_evaluation_evaluates(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    train(path)
+    train(path, mode="train_and_eval")
+    results = json.loads((tmp_path / "out" / "train_and_eval" / "results.json").read_text())
+    assert results == train(path, mode="eval") and list(results) == ["step 23"]
+
+
 def test_old_checkpoints_go(tmp_path: Path) -> None:
     train(write(tmp_path, runconfig={"keep_checkpoint_max": 2}))
     assert [path.name for path in checkpoints_of(tmp_path / "out")] == ["checkpoint_20", "checkpoint_23"]
@@ -75,6 +83,8 @@ def test_evaluation(tmp_path: Path) -> None:
 def test_evaluating_in_between_changes_nothing(tmp_path: Path) -> None:
     train(write(tmp_path / "plain"))
     train(write(tmp_path / "both", runconfig={"eval_frequency": 3}), mode="train_and_eval")
+    results = json.loads((tmp_path / "both" / "out" / "train_and_eval" / "results.json").read_text())
+    assert list(results) == [f"step {step}" for step in (*range(3, 23, 3), 23)]
     assert losses(tmp_path / "plain") == losses(tmp_path / "both")
 
 
