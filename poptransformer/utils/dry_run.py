@@ -60,6 +60,10 @@ def dry_run(config: DictConfig) -> bool:
     checked = check_config(config)
     if len(asked) > 1:
         raise ConfigError("validate_only and compile_only exclude each other; set one of them.")
+    if checked.session.get("distributed") == "mpi":
+        raise ConfigError(
+            f"{asked[0]} is done by one process for all ranks; leave out mpiexec and set session.distributed=threads."
+        )
     if checked.top.validate_only:
         _validate(checked)
     else:

@@ -79,6 +79,14 @@ def test_compile_only_of_replicas_and_stages(ranks: str, tmp_path: Path) -> None
     assert sorted(files) == expected
 
 
+@pytest.mark.parametrize("flag", ["validate_only", "compile_only"])
+def test_one_process_does_it_for_all_ranks(flag: str) -> None:
+    """Ranks that each compiled their share would write over each other."""
+    session = {"_target_": "poptransformer.sessions.Session", "distributed": "mpi"}
+    with pytest.raises(ConfigError, match=f"{flag} is done by one process for all ranks; leave out mpiexec"):
+        dry_run(asked(flag, 2, compile_dir="somewhere", session=session))
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
