@@ -17,9 +17,11 @@ from poptransformer.layers.embedding_positions import (
     Length,
     RelativePositionEmbeddingLayer,
     RotaryPositionEmbeddingHelper,
+    StepBias,
 )
 from poptransformer.layers.training_only import check_training_only
 from poptransformer.positions import check_positions
+from poptransformer.step import Step
 
 
 class EmbeddingLayer(BaseLayer):
@@ -162,6 +164,14 @@ class EmbeddingLayer(BaseLayer):
         if self.bias_helper is None:
             return None
         return self.bias_helper(graph, seq_length, key_length, past_length)
+
+    def get_step_bias(self, step: Step) -> StepBias | None:
+        """Returns what layers with `step` take as their position bias; None but for `relative` and `alibi`."""
+        helper = self.bias_helper
+        if helper is None:
+            return None
+        name = f"{helper.context} bias"
+        return lambda graph, slots: step.shared(graph, name, lambda: helper.in_step(graph, step, slots))
 
     def get_rope_helper(self) -> RotaryPositionEmbeddingHelper | None:
         """Returns what rotates queries and keys; None but for `rotary`."""

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx_ir as ir
 
@@ -17,6 +19,8 @@ from poptransformer.positions import MAX_RELATIVE_POSITION, inverse_frequencies,
 from poptransformer.step import Step
 
 Length = ir.Value | int  # int64, without dimensions
+# Makes biases `[B, N, L, S]` for a number of slots, int64 without dimensions.
+StepBias = Callable[[Graph, ir.Value], ir.Value]
 
 
 def length_of(graph: Graph, x: ir.Value, axis: int = 1) -> ir.Value:
@@ -179,10 +183,17 @@ class RelativePositionEmbeddingLayer(BaseLayer):
     def __call__(self, graph: Graph, seq_length: Length, key_length: Length, past_length: Length = 0) -> ir.Value:
         """Returns biases `[N, L, S]` of L queries from position `past_length` on and S keys from position 0 on."""
         with graph.nameScope(self.context):
-            distances = _distances(graph, seq_length, key_length, past_length)
-            near = ops.maximum(graph, ops.minimum(graph, distances, self.farthest), -self.farthest)
-            rows = ops.gather(graph, ops.constant(graph, self.buckets), ops.add(graph, near, self.farthest))
-            return ops.transpose(graph, self.relative_attention_bias(graph, rows), [2, 0, 1])
+            return self._biases(graph, _distances(graph, seq_length, key_length, past_length), [2, 0, 1])
+
+    def in_step(self, graph: Graph, step: Step, slots: ir.Value) -> ir.Value:
+        """Returns biases `[B, N, L, S]` of a step's tokens and all slots of its caches."""
+        with graph.nameScope(self.context):
+            return self._biases(graph, _step_distances(graph, step, slots), [0, 3, 1, 2])
+
+    def _biases(self, graph: Graph, distances: ir.Value, heads_first: list[int]) -> ir.Value:
+        near = ops.maximum(graph, ops.minimum(graph, distances, self.farthest), -self.farthest)
+        rows = ops.gather(graph, ops.constant(graph, self.buckets), ops.add(graph, near, self.farthest))
+        return ops.transpose(graph, self.relative_attention_bias(graph, rows), heads_first)
 
 
 class AlibiPositionEmbeddingLayer(BaseLayer):
@@ -201,12 +212,25 @@ class AlibiPositionEmbeddingLayer(BaseLayer):
     def __call__(self, graph: Graph, seq_length: Length, key_length: Length, past_length: Length = 0) -> ir.Value:
         """Returns biases `[N, L, S]` of L queries from position `past_length` on and S keys from position 0 on."""
         with graph.nameScope(self.context):
-            distances = ops.absolute(graph, _distances(graph, seq_length, key_length, past_length))
-            slopes = ops.unsqueeze(graph, ops.div(graph, self.slopes_id, -self.scaling_factor), [2])
-            return ops.mul(graph, slopes, ops.cast(graph, distances, np.float32))
+            return self._biases(graph, _distances(graph, seq_length, key_length, past_length))
+
+    def in_step(self, graph: Graph, step: Step, slots: ir.Value) -> ir.Value:
+        """Returns biases `[B, N, L, S]` of a step's tokens and all slots of its caches."""
+        with graph.nameScope(self.context):
+            return self._biases(graph, ops.unsqueeze(graph, _step_distances(graph, step, slots), [1]))
+
+    def _biases(self, graph: Graph, distances: ir.Value) -> ir.Value:
+        slopes = ops.unsqueeze(graph, ops.div(graph, self.slopes_id, -self.scaling_factor), [2])
+        return ops.mul(graph, slopes, ops.cast(graph, ops.absolute(graph, distances), np.float32))
 
 
 def _distances(graph: Graph, seq_length: Length, key_length: Length, past_length: Length) -> ir.Value:
     """Key minus query, int64 `[L, S]`."""
     queries = ops.unsqueeze(graph, consecutive(graph, past_length, seq_length), [1])
     return ops.sub(graph, ops.unsqueeze(graph, consecutive(graph, 0, key_length), [0]), queries)
+
+
+def _step_distances(graph: Graph, step: Step, slots: ir.Value) -> ir.Value:
+    """Slot minus position of the token, int64 `[B, L, S]`."""
+    keys = ops.unsqueeze(graph, consecutive(graph, 0, slots), [0, 1])
+    return ops.sub(graph, keys, ops.unsqueeze(graph, step.position_ids, [2]))

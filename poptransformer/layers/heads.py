@@ -92,3 +92,13 @@ class HeadShare(BaseLayer):
 def divided_axis(value: ir.Value) -> int | None:
     """The axis along which replicas have different parts of a value; None where all have all of it."""
     return value.meta.get(DIVIDED_AXIS)
+
+
+def split_heads(graph: Graph, x: ir.Value, num_heads: int, head_dim: int) -> ir.Value:
+    """Returns `[B, L, N*H]` as `[B, N, L, H]`."""
+    return ops.transpose(graph, ops.reshape(graph, x, [0, 0, num_heads, head_dim]), [0, 2, 1, 3])
+
+
+def joined_heads(graph: Graph, x: ir.Value, num_heads: int, head_dim: int) -> ir.Value:
+    """Returns `[B, N, L, H]` as `[B, L, N*H]`."""
+    return ops.reshape(graph, ops.transpose(graph, x, [0, 2, 1, 3]), [0, 0, num_heads * head_dim])

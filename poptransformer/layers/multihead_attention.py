@@ -10,18 +10,19 @@ from poptransformer.attention_rules import MAX_COSINE_SCALE, check_attention, sc
 from poptransformer.errors import ConfigError
 from poptransformer.graph import Graph
 from poptransformer.layers.base_layer import BaseLayer
-from poptransformer.layers.embedding_positions import RotaryPositionEmbeddingHelper
-from poptransformer.layers.heads import HeadShare
+from poptransformer.layers.embedding_positions import RotaryPositionEmbeddingHelper, StepBias
+from poptransformer.layers.heads import HeadShare, joined_heads, split_heads
 from poptransformer.layers.linear import Linear
 from poptransformer.layers.masks import additive_mask, combined, for_past
+from poptransformer.layers.step_attention import attend_in_step
 from poptransformer.layers.training_only import check_training_only
 from poptransformer.parallel import Heads, Share, take
 from poptransformer.step import Step
 
 KeyValue = tuple[ir.Value, ir.Value]
 _STEP_ALONE = (
-    "With step, attention is causal over the engine's cache: q, k and v must be one value, and masks, past_kv, "
-    "position_bias, need_weights and cache_present_kv must be left out."
+    "With step, attention is causal over the engine's cache: q, k and v must be one value, masks, past_kv, "
+    "need_weights and cache_present_kv must be left out, and position_bias is what get_step_bias returns."
 )
 
 
@@ -111,7 +112,7 @@ class MultiheadAttention(BaseLayer):
         past_kv: KeyValue | None = None,
         cache_present_kv: bool = False,
         past_kv_self_attn: bool = True,
-        position_bias: ir.Value | None = None,
+        position_bias: ir.Value | StepBias | None = None,
         rotary_position_embedding_helper: RotaryPositionEmbeddingHelper | None = None,
         layer_idx: int | None = None,
         step: Step | None = None,
@@ -119,7 +120,8 @@ class MultiheadAttention(BaseLayer):
         """Returns what `poptransformer.nn.MultiheadAttention` does for the same arguments.
 
         With `step`, in a model of `poptransformer.models`, the layer attends causally to itself and to the tokens of
-        earlier steps, which it keeps in the engine's cache as number `layer_idx`; `q` is all that it takes then.
+        earlier steps, which it keeps in the engine's cache as number `layer_idx`. It takes `q` then, and as a position
+        bias what `EmbeddingLayer.get_step_bias` returns.
         """
         rotary = rotary_position_embedding_helper
         if rotary is not None and position_bias is not None:
@@ -128,11 +130,11 @@ class MultiheadAttention(BaseLayer):
             )
         with graph.nameScope(self.context):
             if step is not None:
-                others = (attn_mask, key_padding_mask, past_kv, position_bias)
+                others = (attn_mask, key_padding_mask, past_kv)
                 has_others = need_weights or cache_present_kv or any(other is not None for other in others)
-                if has_others or q is not k or q is not v:
+                if has_others or isinstance(position_bias, ir.Value) or q is not k or q is not v:
                     raise ConfigError(_STEP_ALONE)
-                return self._in_step(graph, q, step, rotary, layer_idx)
+                return self._in_step(graph, q, step, rotary, layer_idx, position_bias)
             if past_kv is not None:
                 past_kv = self.heads.own_past(graph, past_kv[0]), self.heads.own_past(graph, past_kv[1])
             past_key = past_kv[0] if past_kv is not None and past_kv_self_attn else None
@@ -144,6 +146,8 @@ class MultiheadAttention(BaseLayer):
                 value = self._heads(graph, self.proj_v_dense_layer(graph, v))
                 if past_kv is not None:
                     key, value = (ops.concat(graph, pair, 2) for pair in zip(past_kv, (key, value), strict=True))
+            if position_bias is not None and not isinstance(position_bias, ir.Value):
+                raise ConfigError("A position bias of get_step_bias needs step in the call; see compute_position_bias.")
             biases = self._biases(graph, attn_mask, key_padding_mask, position_bias, past_key, key)
             weights = self._weights(graph, query, key, combined(graph, biases), layer_idx)
             attended = self._side_by_side(graph, ops.matmul(graph, weights, value))
@@ -184,7 +188,7 @@ class MultiheadAttention(BaseLayer):
         """`[B, L, N*H]` to `[B, N, L, H]`, rotated where there is something to rotate by."""
         if rotary is not None:
             x = rotary.rotate_tensor(graph, x, self.num_heads, past_key)
-        return ops.transpose(graph, ops.reshape(graph, x, [0, 0, self.num_heads, self.head_dim]), [0, 2, 1, 3])
+        return split_heads(graph, x, self.num_heads, self.head_dim)
 
     def _weights(
         self, graph: Graph, query: ir.Value, key: ir.Value, bias: ir.Value | None, layer_idx: int | None
@@ -218,6 +222,7 @@ class MultiheadAttention(BaseLayer):
         step: Step,
         rotary: RotaryPositionEmbeddingHelper | None,
         layer_idx: int | None,
+        bias: StepBias | None,
     ) -> ir.Value:
         """Causal attention `[B, L, D]` over the cache of the engine."""
         if layer_idx is None:
@@ -230,20 +235,18 @@ class MultiheadAttention(BaseLayer):
         if self.attention_type == "scaled_cosine":
             query = self._side_by_side(graph, self._scaled_units(graph, self._heads(graph, query)))
             key = self._side_by_side(graph, _unit(graph, self._heads(graph, key)))
-        cache = step.kv_cache(layer_idx, self.num_heads, self.head_dim)
-        attended, present_key, present_value = ops.cached_attention(
-            *(graph, query, key, value, cache.key.past, cache.value.past, step.past_lengths),
+        attended = attend_in_step(
+            *(graph, step, layer_idx, query, key, value),
             num_heads=self.num_heads,
-            num_kv_heads=self.num_heads,
+            head_dim=self.head_dim,
             scale=self._scale(layer_idx),
+            bias=bias,
         )
-        cache.key.update(present_key)
-        cache.value.update(present_value)
         return self.proj_output_dense_layer(graph, attended)
 
     def _side_by_side(self, graph: Graph, x: ir.Value) -> ir.Value:
         """`[B, N, L, H]` to `[B, L, N*H]`."""
-        return ops.reshape(graph, ops.transpose(graph, x, [0, 2, 1, 3]), [0, 0, self.num_heads * self.head_dim])
+        return joined_heads(graph, x, self.num_heads, self.head_dim)
 
 
 def _unit(graph: Graph, x: ir.Value) -> ir.Value:

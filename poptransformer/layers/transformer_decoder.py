@@ -11,7 +11,7 @@ import onnx_ir as ir
 from poptransformer.errors import ConfigError
 from poptransformer.graph import Graph
 from poptransformer.layers.base_layer import BaseLayer
-from poptransformer.layers.embedding_positions import RotaryPositionEmbeddingHelper
+from poptransformer.layers.embedding_positions import RotaryPositionEmbeddingHelper, StepBias
 from poptransformer.layers.feed_forward import FeedForwardNetwork
 from poptransformer.layers.norm import LayerNorm
 from poptransformer.layers.training_only import check_training_only
@@ -117,7 +117,7 @@ class TransformerDecoderLayer(BaseLayer):
         rotary_position_embedding_helper: RotaryPositionEmbeddingHelper | None = None,
         past_kv: PastKeyValue | None = None,
         cache_present_kv: bool = False,
-        self_attn_position_bias: ir.Value | None = None,
+        self_attn_position_bias: ir.Value | StepBias | None = None,
         cross_attn_position_bias: ir.Value | None = None,
         layer_idx: int | None = None,
         step: Step | None = None,
@@ -204,7 +204,7 @@ class TransformerDecoder(BaseLayer):
         memory_mask: ir.Value | None = None,
         tgt_key_padding_mask: ir.Value | None = None,
         memory_key_padding_mask: ir.Value | None = None,
-        self_attn_position_bias: ir.Value | None = None,
+        self_attn_position_bias: ir.Value | StepBias | None = None,
         cross_attn_position_bias: ir.Value | None = None,
         rotary_position_embedding_helper: RotaryPositionEmbeddingHelper | None = None,
         past_kv: Sequence[PastKeyValue] | None = None,

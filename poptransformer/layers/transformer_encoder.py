@@ -13,7 +13,7 @@ from poptransformer.build import check_choice
 from poptransformer.errors import ConfigError
 from poptransformer.graph import Graph
 from poptransformer.layers.base_layer import BaseLayer
-from poptransformer.layers.embedding_positions import RotaryPositionEmbeddingHelper
+from poptransformer.layers.embedding_positions import RotaryPositionEmbeddingHelper, StepBias
 from poptransformer.layers.feed_forward import FeedForwardNetwork
 from poptransformer.layers.multihead_attention import MultiheadAttention
 from poptransformer.layers.norm import LayerNorm
@@ -126,7 +126,7 @@ class TransformerEncoderLayer(BaseLayer):
         src_mask: ir.Value | None = None,
         src_key_padding_mask: ir.Value | None = None,
         rotary_position_embedding_helper: RotaryPositionEmbeddingHelper | None = None,
-        self_attn_position_bias: ir.Value | None = None,
+        self_attn_position_bias: ir.Value | StepBias | None = None,
         layer_idx: int | None = None,
         step: Step | None = None,
     ) -> ir.Value:
@@ -185,7 +185,7 @@ class TransformerEncoder(BaseLayer):
         mask: ir.Value | None = None,
         src_key_padding_mask: ir.Value | None = None,
         rotary_position_embedding_helper: RotaryPositionEmbeddingHelper | None = None,
-        self_attn_position_bias: ir.Value | None = None,
+        self_attn_position_bias: ir.Value | StepBias | None = None,
         extract_layer_idx: int | None = None,
         step: Step | None = None,
     ) -> ir.Value:

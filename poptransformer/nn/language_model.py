@@ -35,7 +35,7 @@ class LanguageModel(nn.Module):
         num_attention_heads: N.
         intermediate_size: columns inside of the feed-forward networks.
         max_position_embeddings: positions.
-        position_embedding_type: learned, fixed, rotary or None.
+        position_embedding_type: learned, fixed, rotary, relative, alibi or None.
         rotary_dim: `rotary`: columns of a head that are rotated.
         rope_theta: `rotary`: base of the wavelengths.
         hidden_act: activation of the feed-forward networks.
@@ -78,11 +78,6 @@ class LanguageModel(nn.Module):
     ) -> None:
         given = {name: value for name, value in locals().items() if name not in ("self", "__class__", "dropout")}
         super().__init__()
-        if position_embedding_type in ("relative", "alibi"):
-            raise ConfigError(
-                f"position_embedding_type is {position_embedding_type}; a language model with a cache has "
-                "learned, fixed or rotary positions, or None."
-            )
         self.config: dict[str, Any] = {"model_type": MODEL_TYPE, **given}
         self.embedding = EmbeddingLayer(
             vocab_size,
@@ -91,6 +86,7 @@ class LanguageModel(nn.Module):
             max_position_embeddings=max_position_embeddings,
             rotary_dim=rotary_dim,
             rope_theta=rope_theta,
+            num_heads=num_attention_heads,
         )
         layer = TransformerEncoderLayer(
             hidden_size,
@@ -114,7 +110,9 @@ class LanguageModel(nn.Module):
         length = input_ids.shape[1]
         mask = create_2D_autoregressive_mask(length, length, device=input_ids.device)
         rotary = self.embedding.get_rope_helper()
-        x = self.encoder(self.embedding(input_ids), mask.bool(), rotary_position_embedding_helper=rotary)
+        bias = self.embedding.compute_position_bias(length, length)
+        x = self.embedding(input_ids)
+        x = self.encoder(x, mask.bool(), rotary_position_embedding_helper=rotary, self_attn_position_bias=bias)
         return self.head(x)
 
     @classmethod

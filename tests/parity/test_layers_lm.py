@@ -43,6 +43,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "fixed, norms first": {"position_embedding_type": "fixed", "norm_first": True, "use_ffn_bias": True},
     "rotary": {"position_embedding_type": "rotary", "rotary_dim": 4, "hidden_act": "silu", "final_norm": False},
     "no positions, cosine": {"position_embedding_type": None, "attention_type": "scaled_cosine", "head_bias": False},
+    "relative": {"position_embedding_type": "relative", "norm_first": True},
+    "alibi, cosine": {"position_embedding_type": "alibi", "attention_type": "scaled_cosine"},
     "biases": {"use_projection_bias_in_attention": True, "use_ffn_bias_in_attention": True, "hidden_act": "relu"},
 }
 PLANS: dict[str, dict[str, Any]] = {
@@ -236,14 +238,12 @@ def test_wrong_numbers_of_replicas_and_stages(tmp_path: Path) -> None:
         poptransformer.load(folder, max_length=49)
 
 
-def test_positions_that_a_cache_has_not() -> None:
-    with pytest.raises(
-        ConfigError, match="position_embedding_type is alibi; a language model with a cache has learned"
-    ):
-        nn.LanguageModel(**SIZES, position_embedding_type="alibi")
-    config = {**SIZES, "model_type": "layers_lm", "position_embedding_type": "relative"}
-    with use_build(Build()), pytest.raises(ConfigError, match="is 'relative'; models with a cache have learned"):
-        LayersLM.from_checkpoint(blank_checkpoint(config)).build_graph()
+def test_biases_of_positions_need_caches_of_32_bits(tmp_path: Path) -> None:
+    model = randomized(nn.LanguageModel(**SIZES, position_embedding_type="alibi"))
+    with pytest.raises(ConfigError, match="with alibi positions keys and values keep 32 bits"):
+        poptransformer.load(model.save(tmp_path), fp8_cache=True)
+    engine = poptransformer.load(tmp_path, "int8", threads=1)
+    assert {state.dtype for state in engine.runtime.compiled.info.states} == {"float32"}
 
 
 def test_what_cannot_be_converted() -> None:

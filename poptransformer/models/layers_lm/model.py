@@ -15,8 +15,8 @@ from poptransformer.models.base_model import HFDecBaseModel
 _LAYER_KEYS = (
     *("norm_first", "attention_type", "use_projection_bias_in_attention", "use_ffn_bias_in_attention", "use_ffn_bias"),
 )
-POSITIONS = ("learned", "fixed", "rotary", None)
 TABLES = ("learned", "fixed")
+BIASES = ("relative", "alibi")
 
 
 class LayersLM(HFDecBaseModel):
@@ -44,21 +44,27 @@ class LayersLM(HFDecBaseModel):
         encoder = TransformerEncoder(None, "encoder", layer, config.num_hidden_layers, norm)
         head = LMHead(None, "head", config.vocab_size, size, use_bias=config.get("head_bias", True))
         x = embedding(graph, step.input_ids, position_ids=step.position_ids)
-        x = encoder(graph, x, rotary_position_embedding_helper=embedding.get_rope_helper(), step=step)
+        x = encoder(
+            *(graph, x),
+            rotary_position_embedding_helper=embedding.get_rope_helper(),
+            self_attn_position_bias=embedding.get_step_bias(step),
+            step=step,
+        )
         return head(graph, step.chosen(x))
 
     def _embedding(self) -> EmbeddingLayer:
         config = self.hf_config
         positions = config.get("position_embedding_type", "learned")
-        if positions not in POSITIONS:
+        if positions in BIASES and self.fp8_cache:
             raise ConfigError(
-                f"position_embedding_type in {config.source} is {positions!r}; models with a cache have "
-                "learned, fixed or rotary positions, or null for none."
+                f"fp8_cache is true, but with {positions} positions keys and values keep 32 bits. Set "
+                "model.fp8_cache=false."
             )
         return EmbeddingLayer(
             *(None, "embedding", config.vocab_size, config.hidden_size),
             position_embedding_type=positions,
             max_position_embeddings=config.max_position_embeddings,
+            num_heads=config.num_attention_heads if positions in BIASES else None,
             rotary_dim=config.get("rotary_dim"),
             rope_theta=config.get("rope_theta", 10000.0),
         )
