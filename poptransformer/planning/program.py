@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from poptransformer.build import Build
 from poptransformer.errors import ConfigError
-from poptransformer.ipu.checks import check_device, problems, warnings
+from poptransformer.ipu.checks import problems, warnings
 from poptransformer.ipu.device import Device
 from poptransformer.ipu.explain import describe, footer, milliseconds
 from poptransformer.ipu.plan import evaluate
@@ -35,7 +35,6 @@ def program_report(make: GraphFunction, build: Build, device: Device, sizes: Map
     Raises:
         ConfigError: it does not fit, or has no blocks to place.
     """
-    check_device(device, [choice.precision for _, choice in build.recipe.rules])
     alone = dataclasses.replace(build, model_type="shard", num_replicas=1, replica=0, layer_per_ipu=None)
     blocks = build_program(make, alone).blocks
     if not blocks:

@@ -15,11 +15,13 @@ import torch
 from poptransformer.build import Build
 from poptransformer.checkpoint import LazyTensor, StateDict
 from poptransformer.errors import ConfigError
+from poptransformer.ipu.checks import check_device
 from poptransformer.ipu.device import load_device
 from poptransformer.nn.convert import as_state_dict
 from poptransformer.planning.program import program_report
 from poptransformer.program import Program
 from poptransformer.program_graph import build_program
+from poptransformer.recipe import QuantizationConfig, Recipe
 from poptransformer.training.base_model import PyTorchBaseModel
 from poptransformer.training.checkpoints import checkpoints_of, load_weights
 from poptransformer.training.params import Params
@@ -47,7 +49,7 @@ def validate_only(params: Params, make_model: MakeModel) -> Validation:
         model = make_model()
     config, name = params["runconfig"], type(model).__name__
     sizes = dict(config["graph_sizes"])
-    build = Build(state_dict=shapes_of(model.model), precision=config["precision"], **_division(config))
+    build = Build(state_dict=shapes_of(model.model), **_options(config))
     built = build_program(model.build_graph, build, name)
     layers = build.layer_per_ipu or ()
     if len(layers) > 1:
@@ -61,10 +63,20 @@ def validate_only(params: Params, make_model: MakeModel) -> Validation:
     return validation
 
 
-def _division(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Replicas and stages of a run's graph."""
-    layers = config["layer_per_ipu"]
+def _options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Precision, replicas and stages of a run's graph; an emulated IPU computes with 8-bit floats of its own.
+
+    Raises:
+        ConfigError: the device is unknown, or has no 8-bit floats and is asked for some.
+    """
+    layers, formats = config["layer_per_ipu"], {}
+    if config["device"] is not None:
+        formats = {"fp8_convention": "ipu"}
+        recipe = Recipe.of(config["precision"], QuantizationConfig())
+        check_device(load_device(config["device"]), [choice.precision for _, choice in recipe.rules])
     return {
+        "precision": config["precision"],
+        "quantization": formats,
         "model_type": "tp" if config["num_replicas"] > 1 else "shard",
         "num_replicas": config["num_replicas"],
         "layer_per_ipu": None if layers is None else tuple(layers),
@@ -105,9 +117,8 @@ def compile_only(params: Params, make_model: MakeModel) -> Path:
     program = Program.compile(
         model.build_graph,
         as_state_dict(model.model),
-        precision=config["precision"],
         threads=config["threads"],
-        **_division(config),
+        **_options(config),
     )
     program.make_ready()
     folder = Path(config["compile_dir"] or model_dir / "compiled")

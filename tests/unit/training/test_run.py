@@ -265,6 +265,8 @@ def test_what_an_emulated_device_refuses(tmp_path: Path) -> None:
         train_encoder(tmp_path, "--validate_only", num_replicas=3)
     with pytest.raises(SystemExit, match="fp8 needs C600"):
         train_encoder(tmp_path, "--validate_only", device="gc2", precision="fp8")
+    with pytest.raises(SystemExit, match="Invalid device c7, options"):
+        train_encoder(tmp_path, "--validate_only", device="c7")
     with pytest.raises(SystemExit, match="does not fit on gc2: stage 0 needs"):
         train_encoder(tmp_path, "--validate_only", device="gc2", graph_sizes={"rows": 4096, "tokens": 512})
     with pytest.raises(SystemExit, match="The graph has no blocks that an IPU could hold"):
@@ -291,6 +293,9 @@ def test_compile_only_of_replicas_and_stages(tmp_path: Path) -> None:
             "layer_per_ipu", []
         )
     np.testing.assert_allclose(results[1], results[0], atol=1e-5)
+    folder = train_encoder(tmp_path, *flags, str(tmp_path / "ipu"), target="IPU", precision="fp8")
+    stored = {weight["stored"] for weight in json.loads((folder / "manifest.json").read_text())["weights"]}
+    assert stored == {"e4m3fnuz channel"}  # the IPU's own 8-bit floats
     with torch.no_grad():
         np.testing.assert_allclose(results[0], model.model.eval()(torch.from_numpy(x["x"])), atol=1e-5)
 
