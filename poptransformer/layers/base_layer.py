@@ -205,6 +205,7 @@ class BaseLayer(metaclass=_LayerType):
     def block_scope(self, graph: Graph, index: int) -> AbstractContextManager[None]:
         """Marks the nodes of decoder block `index`, and places them on the IPU that `layer_per_ipu` gives it."""
         ipu = self.build.ipu_of_layer(index)
+        graph.blocks.add(index)
         logger.info("block %d placed on IPU %d", index, ipu)
         return graph.annotate(block=index, ipu=ipu, pipeline_stage=ipu)
 

@@ -20,7 +20,8 @@ class Embedding(BaseLayer):
         name: attribute name in the Hugging Face module.
         vocab_size: V.
         embedding_size: D.
-        strategy: `identity`, or `vocabulary`: each replica has some of the rows, and the results are added up.
+        strategy: `identity`; `vocabulary`: each replica has some of the rows, and the results are added up; `start` or
+            `Heads`: each replica has some of the columns.
     """
 
     def __init__(
@@ -43,8 +44,12 @@ class Embedding(BaseLayer):
 
     def collect_bind_layer_weights(self) -> None:
         weight = self.get_param_from_state_dict(self.key("weight"), [self.vocab_size, self.embedding_size])
-        self.rows = self.strategy.outputs(self.build, self.vocab_size)
-        weight = take(weight, self.rows, Share.whole(self.embedding_size))
+        if isinstance(self.strategy, Vocabulary):
+            self.rows = self.strategy.outputs(self.build, self.vocab_size)
+            weight = take(weight, self.rows, Share.whole(self.embedding_size))
+        else:
+            columns = self.strategy.outputs(self.build, self.embedding_size)
+            weight = take(weight, Share.whole(self.vocab_size), columns)
         self.weight_id = self.add_initialized_input_tensor(weight, self.key("weight"))
         if self.is_divided:
             # What tells the replicas apart is a weight, so that their graphs are equal.
@@ -52,7 +57,7 @@ class Embedding(BaseLayer):
             self.token_range_id = self.add_initialized_input_tensor(tokens, self.key("token_range"))
 
     def __call__(self, graph: Graph, input_ids: ir.Value) -> ir.Value:
-        """Maps ids int64 `[...]` to vectors fp32 `[..., embedding_size]`."""
+        """Maps ids int64 `[...]` to vectors fp32 `[..., embedding_size]`, or to the replica's columns of them."""
         with graph.nameScope(self.context):
             if not self.is_divided:
                 return ops.gather(graph, self.weight_id, input_ids)

@@ -24,7 +24,8 @@ def _impossible(op: Any, x: Any) -> Any:
     owner = op.builder.owner
     with owner.nameScope("this_model_has_several_ranks_and_needs_the_native_library_of_poptransformer"):
         flat = op.Reshape(x, [-1])
-        return op.Add(x, op.Gather(flat, op.Size(flat)))
+        # Not by Size: where shapes are known, ONNX's shape inference would see that the index is past the end.
+        return op.Add(x, op.Gather(flat, op.ReduceMax(op.Shape(flat), keepdims=0)))
 
 
 @register_function("x", constant={"ranks": RANKS}, replicas=INT)

@@ -123,7 +123,12 @@ class _Plan:
         kept = [node for node, segment in zip(nodes, self.segments, strict=True) if segment == number]
         values = {_name(value): value for node in nodes for value in node.outputs}
         made_here = {_name(value) for node in kept for value in node.outputs}
-        outputs = [value for value in graph.outputs if _name(value) in made_here | self.repeated]
+        # What is made of inputs alone is known on every stage; the first one gives it out.
+        free = {
+            _name(value) for node, s in zip(nodes, self.segments, strict=True) if s is None for value in node.outputs
+        }
+        given = made_here | self.repeated | (free if number == 0 else set())
+        outputs = [value for value in graph.outputs if _name(value) in given]
         producers = {_name(v): s for node, s in zip(nodes, self.segments, strict=True) for v in node.outputs}
         like = next(value for value in graph.inputs if value.name == anchor)
         for name, receivers in self.transfers.items():
@@ -131,7 +136,8 @@ class _Plan:
                 source = self.stages[producers[name] or 0]
                 self._receive(graph, values[name], like, set(kept), source, receivers[number])
             if name in made_here:
-                outputs += [self._send(graph, values[name], self.stages[k], tag) for k, tag in receivers.items()]
+                for count, (segment, tag) in enumerate(receivers.items()):
+                    outputs.append(self._send(graph, values[name], self.stages[segment], tag, count))
         graph.outputs[:] = outputs
         _remove_unused(graph, {like})
         return ir.Model(
@@ -156,9 +162,11 @@ class _Plan:
         graph.insert_before(graph.node(0), node)
 
     @staticmethod
-    def _send(graph: ir.Graph, value: ir.Value, to: int, tag: int) -> ir.Value:
+    def _send(graph: ir.Graph, value: ir.Value, to: int, tag: int, count: int) -> ir.Value:
         attributes = ir.convenience.convert_attributes({"to": to, "tag": tag})
-        node = ir.Node(DOMAIN, "Send", [value], attributes, version=1, name=f"{_name(value)}/Send")
+        node = ir.Node(
+            DOMAIN, "Send", [value], attributes, version=1, name=f"{_name(value)}/Send{f'_{count}' * (count > 0)}"
+        )
         sent = node.outputs[0]
         sent.name, sent.type, sent.shape = f"sent.{tag}", ir.TensorType(ir.DataType.INT64), ir.Shape([])
         graph.append(node)

@@ -115,12 +115,8 @@ class PlannedModel:
             ConfigError: the model cannot be divided among so many.
         """
         if replicas not in self._known:
-            graph, numbers = self.graphs.model(replicas).graph.ir_graph, numbers_of(self.recipe, self.fp8_cache)
-            with _quiet():
-                chosen = planned_choices(ir.Model(graph, ir_version=IR_VERSION), self.recipe)
-            initializers = graph.initializers
-            stored = {name: _stored(initializers[name], choice, numbers) for name, choice in chosen.items()}
-            self._known[replicas] = StepGraph(graph, numbers, stored, replicas)
+            graph = self.graphs.model(replicas).graph.ir_graph
+            self._known[replicas] = step_graph(graph, self.recipe, self.fp8_cache, replicas)
         return self._known[replicas]
 
     def stored_as(self, recipe: Recipe) -> PlannedModel:
@@ -188,6 +184,23 @@ def built_model(model: HFModel) -> PlannedModel:
         return again
 
     return PlannedModel(model.checkpoint.source, BuiltGraphs(make), model.build.recipe, model.fp8_cache)
+
+
+def step_graph(graph: ir.Graph, recipe: Recipe, fp8_cache: bool, replicas: int) -> StepGraph:
+    """Returns a graph that can be costed.
+
+    Args:
+        graph: as layers wrote it, its products with weights as `Linear`.
+        recipe: how its weights will be stored.
+        fp8_cache: whether keys and values take 8 bits.
+        replicas: how many share the model.
+    """
+    numbers = numbers_of(recipe, fp8_cache)
+    with _quiet():
+        chosen = planned_choices(ir.Model(graph, ir_version=IR_VERSION), recipe)
+    initializers = graph.initializers
+    stored = {name: _stored(initializers[name], choice, numbers) for name, choice in chosen.items()}
+    return StepGraph(graph, numbers, stored, replicas)
 
 
 def _checkpoint_bits(checkpoint: Checkpoint) -> int:

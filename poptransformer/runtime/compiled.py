@@ -253,10 +253,12 @@ def state_bytes(model: HFModel, sizes: Mapping[str, int]) -> int:
         model: a model whose `build_graph` has been called.
         sizes: sizes of the named dimensions.
     """
+    readers = {str(v.name): {use.node.op_type for use in v.uses()} for v in model.graph.ir_graph.inputs}
     total = 0
     for state in model.states:
         count = math.prod(sizes[dim] if isinstance(dim, str) else dim for dim in state.shape)
-        total += count * np.dtype(_cache_dtype(model) if state.in_place else state.dtype).itemsize
+        is_narrow = readers[state.past] == {"CachedAttention"}  # what `store_caches` changes
+        total += count * np.dtype(_cache_dtype(model) if is_narrow else state.dtype).itemsize
     return total
 
 

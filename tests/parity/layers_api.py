@@ -13,7 +13,8 @@ import torch
 
 from poptransformer import layers, nn
 from poptransformer.graph import Graph
-from poptransformer.program import GraphFunction, Program
+from poptransformer.program import Program
+from poptransformer.program_graph import GraphFunction
 
 TOLERANCE = 1e-5
 B, L, S, N, D, V = 3, 6, 7, 4, 32, 29  # rows, tokens, tokens of the memory, heads, columns, vocabulary

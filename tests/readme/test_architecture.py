@@ -29,7 +29,8 @@ ALLOWED = {
     "parallel": {"ops", "build", "graph", "checkpoint", "native"},
     "layers": {"ops", "step", "build", "graph", "checkpoint", "positions", "attention_rules", "parallel"},
     "nn": {"build", "checkpoint", "positions", "attention_rules"},
-    "training": {"nn", "build", "checkpoint", "graph", "program", "rules", "utils", "validation"},
+    "training": {"nn", "build", "checkpoint", "graph", "program", "rules", "utils", "validation", "validation_memory"}
+    | {"planning", "ipu", "program_graph", "recipe"},
     "models": {"layers", "parallel", "ops", "step", "build", "graph", "checkpoint", "placement", "utils"},
     "ipu": {"graph", "placement", "state"},
 }
