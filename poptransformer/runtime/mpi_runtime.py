@@ -14,13 +14,14 @@ from poptransformer.errors import PopTransformerError
 from poptransformer.generation import Rows, SamplingParams
 from poptransformer.parallel.mpi import World
 from poptransformer.runtime.compiled import CompiledModel
+from poptransformer.runtime.compiled_facts import CompiledFacts
 from poptransformer.runtime.distribution import Distribution, rank_runtime
 from poptransformer.runtime.ort_session import SessionSettings
 from poptransformer.runtime.staged import StagedRuntime
 from poptransformer.runtime.timeline import Event
 
 
-class MPIRuntime:
+class MPIRuntime(CompiledFacts):
     """Runs this process's rank; see `Runtime` for what its methods do.
 
     Attributes:
@@ -54,21 +55,6 @@ class MPIRuntime:
     def name_suffix(self) -> str:
         """What tells this rank's files from the others'."""
         return f"-rank{self._world.rank}"
-
-    @property
-    def max_length(self) -> int:
-        """Tokens of prompt and answer together."""
-        return self.compiled.info.max_length
-
-    @property
-    def vocab_size(self) -> int:
-        """Columns of the logits."""
-        return self.compiled.info.vocab_size
-
-    @property
-    def prompt_marks(self) -> tuple[tuple[int, ...], ...]:
-        """Ids that a prompt must hold, one of each group."""
-        return self.compiled.info.prompt_marks
 
     @property
     def timeline(self) -> list[Event]:

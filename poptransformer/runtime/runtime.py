@@ -16,6 +16,7 @@ import onnxruntime as ort
 from poptransformer.generation import Rows, SamplingParams, arrays, check_prompts, right_padded, row_limits
 from poptransformer.generation.params import SamplingArrays
 from poptransformer.runtime.compiled import CompiledModel
+from poptransformer.runtime.compiled_facts import CompiledFacts
 from poptransformer.runtime.ort_session import SessionSettings, WeightStore, make_session, open_session
 from poptransformer.runtime.run_errors import raise_in_words
 from poptransformer.runtime.step_runner import StepRunner
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 SAMPLING_INPUTS = tuple(field.name for field in dataclasses.fields(SamplingArrays))
 
 
-class Runtime:
+class Runtime(CompiledFacts):
     """A compiled model in onnxruntime. Sessions are made when they are first used and share their weights."""
 
     def __init__(self, compiled: CompiledModel, settings: SessionSettings | None = None) -> None:
@@ -36,21 +37,6 @@ class Runtime:
         self._weights = WeightStore()
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._lock = threading.Lock()  # held while one is made: another thread may want the same
-
-    @property
-    def max_length(self) -> int:
-        """Tokens of prompt and answer together."""
-        return self.compiled.info.max_length
-
-    @property
-    def vocab_size(self) -> int:
-        """Columns of the logits."""
-        return self.compiled.info.vocab_size
-
-    @property
-    def prompt_marks(self) -> tuple[tuple[int, ...], ...]:
-        """Ids that a prompt must hold, one of each group."""
-        return self.compiled.info.prompt_marks
 
     @functools.cached_property
     def step_session(self) -> ort.InferenceSession:

@@ -14,6 +14,7 @@ from poptransformer.errors import PopTransformerError
 from poptransformer.generation import Rows, SamplingParams
 from poptransformer.parallel.communicator import Groups, ThreadGroup
 from poptransformer.runtime.compiled import CompiledModel
+from poptransformer.runtime.compiled_facts import CompiledFacts
 from poptransformer.runtime.distribution import Distribution, rank_runtime
 from poptransformer.runtime.ort_session import SessionSettings
 from poptransformer.runtime.runtime import Runtime
@@ -22,7 +23,7 @@ from poptransformer.runtime.timeline import Event
 from poptransformer.runtime.workers import Workers
 
 
-class ThreadedRuntime:
+class ThreadedRuntime(CompiledFacts):
     """Runs a model whose replicas and stages are threads; see `Runtime` for what its methods do.
 
     Attributes:
@@ -70,21 +71,6 @@ class ThreadedRuntime:
     def timeline(self) -> list[Event]:
         """The last pieces of work of all ranks; empty where there are no stages."""
         return [event for rank in self.ranks if isinstance(rank, StagedRuntime) for event in rank.timeline]
-
-    @property
-    def max_length(self) -> int:
-        """Tokens of prompt and answer together."""
-        return self.compiled.info.max_length
-
-    @property
-    def vocab_size(self) -> int:
-        """Columns of the logits."""
-        return self.compiled.info.vocab_size
-
-    @property
-    def prompt_marks(self) -> tuple[tuple[int, ...], ...]:
-        """Ids that a prompt must hold, one of each group."""
-        return self.compiled.info.prompt_marks
 
     def make_ready(self, beams: bool) -> None:
         """Makes the sessions that generation needs."""
