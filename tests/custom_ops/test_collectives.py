@@ -122,3 +122,44 @@ def test_without_the_library_a_model_of_several_ranks_says_what_it_needs(op: str
 def test_a_rank_on_its_own_is_refused() -> None:
     with pytest.raises(Exception, match=r"'replicas' must be the number of ranks that run the model, 1, found 2"):
         make_session(collective("AllReduce", 2), SessionSettings())
+
+
+def single(op: str, type_: ir.DataType, **attributes: int) -> ir.Model:
+    """A node that reads `x` of any type."""
+    graph = Graph()
+    y = graph.op(op, graph.input("x", type_, [None]), domain=DOMAIN, **attributes)
+    y.dtype = ir.DataType.INT64 if op == "Send" else ir.DataType.FLOAT
+    graph.output(y, "y")
+    return ir.Model(graph.ir_graph, ir_version=IR_VERSION)  # without a body: its types are the kernel's
+
+
+def two_stages() -> SessionSettings:
+    return SessionSettings(threads=1, groups=Groups(stages=ThreadGroup(2, 0.3).join(0)))
+
+
+@pytest.mark.parametrize("type_", [ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.INT64, ir.DataType.BOOL])
+@pytest.mark.parametrize(("op", "attributes"), [("AllReduce", {"replicas": 1}), ("Send", {"to": 1, "tag": 0})])
+def test_wrong_types(op: str, attributes: dict[str, int], type_: ir.DataType) -> None:
+    session = make_session(single(op, type_, **attributes), two_stages())
+    with pytest.raises(Exception, match=rf"poptransformer\.{op}: input 'x' must be float32, found {type_.numpy()}"):
+        session.run(None, {"x": np.zeros(3, type_.numpy())})
+
+
+@pytest.mark.parametrize(("op", "peer"), [("Send", "to"), ("Recv", "source")])
+@pytest.mark.parametrize("stage", [-1, 2, 10**6])
+def test_stages_that_are_not_there(op: str, peer: str, stage: int) -> None:
+    message = (
+        f"poptransformer.{op}: attribute '{peer}' must be one of the stages that run the model, 0 to 1, found {stage}"
+    )
+    with pytest.raises(Exception, match=message):
+        make_session(single(op, ir.DataType.FLOAT, **{peer: stage, "tag": 0}), two_stages())
+
+
+@pytest.mark.parametrize(
+    ("op", "missing"), [("Send", "to"), ("Send", "tag"), ("Recv", "source"), ("AllReduce", "replicas")]
+)
+def test_missing_attributes(op: str, missing: str) -> None:
+    every = {"Send": {"to": 1, "tag": 0}, "Recv": {"source": 1, "tag": 0}, "AllReduce": {"replicas": 1}}[op]
+    given = {name: value for name, value in every.items() if name != missing}
+    with pytest.raises(Exception, match=rf"poptransformer\.{op}: attribute '{missing}'"):
+        make_session(single(op, ir.DataType.FLOAT, **given), two_stages())

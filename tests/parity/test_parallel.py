@@ -48,6 +48,12 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Pair.make(variant, tmp_path_factory)
 
 
+@pytest.fixture(scope="session")
+def engine(pair: Pair) -> Engine:
+    """Of this file's `pair`: conftest's fixture of this name would keep that of the other tests'."""
+    return poptransformer.load(pair.folder, max_length=64)
+
+
 def plan_of(pair: Pair, name: str) -> dict[str, Any]:
     config = pair.make_reference().config
     if config.model_type == "rwkv":
