@@ -119,11 +119,14 @@ demo: ## set everything up and generate text with SmolLM2-135M-Instruct
 	@py="$$(bash scripts/env.sh demo)" && cd examples/llama2 && echo 'examples/llama2: python inference.py $(ARGS)' && \
 	  "$$py" inference.py $(ARGS)
 
+# One process for each core; the tests of a file share what they set up.
+PYTEST := -m pytest -n auto --dist loadfile
+
 test: all ## set everything up and run the tests, without the slow ones
-	@$(call python,test) -m pytest -m 'not slow' $(ARGS)
+	@$(call python,test) $(PYTEST) -m 'not slow' $(ARGS)
 
 test-all: all ## run all tests
-	@$(call python,test) -m pytest $(ARGS)
+	@$(call python,test) $(PYTEST) $(ARGS)
 
 lint: ## check style and formatting (ruff)
 	@$(call python,test) -m ruff check . && "$$py" -m ruff format --check .
