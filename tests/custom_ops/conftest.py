@@ -152,3 +152,9 @@ def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def kernels(library: Path, request: pytest.FixtureRequest) -> Iterator[Kernels]:
     """The library on one instruction set, with one or two threads."""
     yield Kernels(library, request.param)
+
+
+@pytest.fixture
+def kernels_alone(library: Path) -> Kernels:
+    """The library on one instruction set, with one thread, for what threads have no part in."""
+    return Kernels(library, 1)

@@ -67,37 +67,37 @@ def test_the_nodes_are_valid(kernels: Any, node: Node, constant: bool) -> None:
 
 @by_node
 @pytest.mark.parametrize("constant", [False, True], ids=["inputs", "initializers"])
-def test_wrong_shapes(kernels: Any, node: Node, constant: bool) -> None:
+def test_wrong_shapes(kernels_alone: Any, node: Node, constant: bool) -> None:
     tried = 0
     for what, name, array in spoiled(node):
         with pytest.raises(Exception) as error:
-            node.run(kernels, constant, **{name: array})
+            node.run(kernels_alone, constant, **{name: array})
         assert re.search(complaint(node.op), str(error.value)), (what, name, str(error.value))
         tried += 1
     assert tried >= sum(array is not None for array in node.inputs.values())
 
 
 @by_node
-def test_missing_inputs(kernels: Any, node: Node) -> None:
+def test_missing_inputs(kernels_alone: Any, node: Node) -> None:
     """onnxruntime checks those that an op always has; its message has their number."""
     for number, (name, array) in enumerate(node.inputs.items()):
         if array is None or name in node.optional:
             continue
         with pytest.raises(Exception) as error:
-            node.run(kernels, **{name: None})
+            node.run(kernels_alone, **{name: None})
         expected = rf"{node.op}.*input {number} is marked single|{complaint(node.op)}"
         assert re.search(expected, str(error.value)), str(error.value)
 
 
 @by_node
 @pytest.mark.parametrize("constant", [False, True], ids=["inputs", "initializers"])
-def test_wrong_types(kernels: Any, node: Node, constant: bool) -> None:
+def test_wrong_types(kernels_alone: Any, node: Node, constant: bool) -> None:
     for name, array in node.inputs.items():
         for dtype in TYPES:
             if array is None or dtype == array.dtype or dtype in SAME.get((node.op, name), []):
                 continue
             with pytest.raises(Exception) as error:
-                node.run(kernels, constant, **{name: array.astype(dtype)})
+                node.run(kernels_alone, constant, **{name: array.astype(dtype)})
             expected = rf"poptransformer\.{node.op}: input '\w+' must be .+, found {np.dtype(dtype).name}"
             if name.startswith(("past_", "prefix_")):
                 expected = f"{complaint(node.op)}|{BY_ONNXRUNTIME}"
@@ -105,7 +105,7 @@ def test_wrong_types(kernels: Any, node: Node, constant: bool) -> None:
 
 
 @by_node
-def test_wrong_attributes(kernels: Any, node: Node) -> None:
+def test_wrong_attributes(kernels_alone: Any, node: Node) -> None:
     for name, value in node.attributes.items():
         wrong: list[Any] = [None, "mistake", 10**6, -7, 0.125, [5, 6]]
         for attribute in wrong:
@@ -115,7 +115,7 @@ def test_wrong_attributes(kernels: Any, node: Node) -> None:
             attributes |= {} if attribute is None else {name: attribute}
             spoilt = Node(node.op, node.inputs, node.outputs, attributes)
             with pytest.raises(Exception) as error:
-                spoilt.run(kernels)
+                spoilt.run(kernels_alone)
             assert re.search(rf"poptransformer\.{node.op}: ", str(error.value)), (name, attribute, str(error.value))
 
 
