@@ -33,6 +33,7 @@ class Build:
         state_dict: the checkpoint's tensors, read lazily.
         model_type: `shard` (one replica) or `tp` (tensor parallel).
         num_replicas: tensor-parallel replicas.
+        replica: which of them is being built; their graphs are equal, their weights are not.
         precision: how the weights of matrix products are stored, a name or a recipe {name pattern: precision};
             layers always emit fp32 arithmetic.
         quantization: keys of `QuantizationConfig`, the details of it.
@@ -47,6 +48,7 @@ class Build:
     state_dict: StateDict | None = None
     model_type: str = "shard"
     num_replicas: int = 1
+    replica: int = 0
     precision: str | Mapping[str, Any] = "fp32"
     quantization: QuantizationConfig | Mapping[str, Any] = dataclasses.field(default_factory=QuantizationConfig)
     batch_size: int = 1
@@ -60,7 +62,7 @@ class Build:
         self.recipe.check_calibration()
         for name in ("num_replicas", "batch_size", "batch_per_step"):
             check_positive(name, getattr(self, name))
-        self._check_not_yet()
+        self._check_replicas()
 
     @functools.cached_property
     def recipe(self) -> Recipe:
@@ -76,17 +78,19 @@ class Build:
                 return ipu
         return 0
 
-    def _check_not_yet(self) -> None:
-        if self.num_replicas > 1:
+    @property
+    def last_ipu(self) -> int:
+        """The IPU of the last decoder block, or the one after it that `layer_per_ipu` keeps for the head."""
+        return max(0, len(self.layer_per_ipu or ()) - 1)
+
+    def _check_replicas(self) -> None:
+        if self.num_replicas > 1 and self.model_type != "tp":
             raise ConfigError(
-                f"num_replicas is {self.num_replicas}, but tensor parallel execution arrives with a later release. "
-                "Set global_args.num_replicas=1 to run this model on one replica."
+                f"num_replicas is {self.num_replicas}, but model_type is {self.model_type}, which runs on one replica. "
+                "Set global_args.model_type=tp, or global_args.num_replicas=1."
             )
-        if self.enable_pipeline:
-            raise ConfigError(
-                "enable_pipeline is true, but pipelined execution arrives with a later release. "
-                "Set global_args.enable_pipeline=false; the placement of layer_per_ipu is kept in the graph."
-            )
+        if not 0 <= self.replica < self.num_replicas:
+            raise ConfigError(f"replica must be 0 to {self.num_replicas - 1}, found {self.replica}.")
 
 
 def check_choice(name: str, value: str, options: tuple[str, ...]) -> None:

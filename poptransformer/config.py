@@ -47,6 +47,7 @@ __all__ = [
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical", "off")
 POPART_LOG_LEVELS = ("trace", "debug", "info", "warn", "err", "critical", "off")
 OUTLINE_BLOCKS = ("single_block", "multi_block")
+DISTRIBUTED = ("threads", "mpi")
 HF_MODEL_CLASSES = ("auto_model", "auto_model_for_causallm")
 
 
@@ -113,6 +114,9 @@ class SessionConfig(Section):
         profile_name: folder that a profile of the run is written to; null writes none.
         threads: CPU threads; null is one for each core that this process may use.
         fuse: compute several nodes of the graph by one kernel; false runs the graph as the layers wrote it.
+        distributed: what the ranks of a model of several replicas or stages are: `threads` of this process, or `mpi`,
+            one process each, started by mpiexec.
+        timeout_s: seconds that a rank waits for another one before all end with an error.
     """
 
     NAME: ClassVar[str] = "session"
@@ -126,6 +130,8 @@ class SessionConfig(Section):
     profile_name: str | None = setting(None, or_null(TEXT))
     threads: int | None = setting(None, or_null(integer(1)))
     fuse: bool = setting(True, FLAG)
+    distributed: str = setting("threads", choice(*DISTRIBUTED))
+    timeout_s: float = setting(300.0, POSITIVE)
 
 
 @dataclasses.dataclass(frozen=True)

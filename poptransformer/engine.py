@@ -18,9 +18,10 @@ from poptransformer.errors import ConfigError
 from poptransformer.quantization_report import QuantizationReport
 from poptransformer.recipe import QuantizationConfig
 from poptransformer.runtime.artefact import is_artefact, load_artefact, save_artefact
-from poptransformer.runtime.compiled import CompiledModel, compile_model
+from poptransformer.runtime.compiled import CompiledModel, compile_replicas
+from poptransformer.runtime.distribution import Distribution
+from poptransformer.runtime.open import open_runtime
 from poptransformer.runtime.ort_session import SessionSettings
-from poptransformer.runtime.runtime import Runtime
 
 if TYPE_CHECKING:
     from poptransformer.models.base_model import HFModel
@@ -38,15 +39,25 @@ class Engine:
     """
 
     def __init__(
-        self, compiled: CompiledModel, checkpoint: Checkpoint, settings: SessionSettings | None = None
+        self,
+        compiled: CompiledModel,
+        checkpoint: Checkpoint,
+        settings: SessionSettings | None = None,
+        distribution: Distribution | None = None,
     ) -> None:
         self.checkpoint = checkpoint
-        self.runtime = Runtime(compiled, settings)
+        self.runtime = open_runtime(compiled, settings, distribution)
 
     @classmethod
-    def from_model(cls, model: HFModel, settings: SessionSettings | None = None, fuse: bool = True) -> Engine:
-        """Compiles a model whose `build_graph` has been called."""
-        return cls(compile_model(model, fuse=fuse), model.checkpoint, settings)
+    def from_model(
+        cls,
+        model: HFModel,
+        settings: SessionSettings | None = None,
+        fuse: bool = True,
+        distribution: Distribution | None = None,
+    ) -> Engine:
+        """Compiles a model, all of its replicas."""
+        return cls(compile_replicas(model, fuse=fuse), model.checkpoint, settings, distribution)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -206,6 +217,8 @@ def load(
     quantization: Mapping[str, Any] | None = None,
     fuse: bool | None = None,
     fp8_cache: bool | None = None,
+    layer_per_ipu: Sequence[int] | None = None,
+    enable_pipeline: bool = False,
 ) -> Engine:
     """Loads a checkpoint, or a folder that `Engine.save` wrote, and makes it ready to run.
 
@@ -224,6 +237,9 @@ def load(
             it. A saved model is what it was when it was saved.
         fp8_cache: keep keys and values in 8 bits, as E4M3FN; otherwise they take 16 beside weights of 8 or 4 bits, and
             32 beside others. A saved model has its own.
+        layer_per_ipu: decoder blocks of each pipeline stage, in order; None is one stage.
+        enable_pipeline: let the stages overlap: `batch_size` rows go through them together, and the rows of a call are
+            as many such groups as they make.
     """
     settings = SessionSettings(threads=threads)
     build = Build(
@@ -232,23 +248,26 @@ def load(
         precision="fp32" if precision is None else precision,
         quantization=QuantizationConfig.from_mapping(quantization or {}),
         batch_size=batch_size,
+        enable_pipeline=enable_pipeline,
     )
+    distribution = Distribution(micro_batch=batch_size if enable_pipeline else None)
     if is_artefact(name_or_path):
         asked = {"precision": None if precision is None else build.recipe.text, "max_length": max_length}
-        asked |= {"model_type": model_type, "fuse": fuse, "fp8_cache": fp8_cache}
-        return _load_saved(Path(name_or_path).expanduser().resolve(), {**asked, **(quantization or {})}, settings)
+        asked |= {"model_type": model_type, "fuse": fuse, "fp8_cache": fp8_cache, **(quantization or {})}
+        return _load_saved(Path(name_or_path).expanduser().resolve(), asked, settings, distribution)
     from poptransformer.models import model_class_for
 
     checkpoint = open_checkpoint(name_or_path, cache_dir=cache_dir)
     with use_build(build):
         model = model_class_for(checkpoint.config).from_checkpoint(
-            checkpoint, max_length=max_length, fp8_cache=bool(fp8_cache)
+            checkpoint, max_length=max_length, fp8_cache=bool(fp8_cache), layer_per_ipu=layer_per_ipu
         )
-    model.build_graph()
-    return Engine.from_model(model, settings, fuse is not False)
+    return Engine.from_model(model, settings, fuse is not False, distribution)
 
 
-def _load_saved(folder: Path, asked: Mapping[str, Any], settings: SessionSettings) -> Engine:
+def _load_saved(
+    folder: Path, asked: Mapping[str, Any], settings: SessionSettings, distribution: Distribution
+) -> Engine:
     """Opens a saved model, if it is what is asked for; None asks for nothing."""
     compiled = load_artefact(folder)
     info = compiled.info
@@ -260,4 +279,4 @@ def _load_saved(folder: Path, asked: Mapping[str, Any], settings: SessionSetting
                 f"{folder} was saved with {name} {found.get(name)}, not {value}. Load it without {name}, or save the "
                 f"checkpoint again with {name}={value}."
             )
-    return Engine(compiled, open_checkpoint_files(folder), settings)
+    return Engine(compiled, open_checkpoint_files(folder), settings, distribution)

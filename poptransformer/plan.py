@@ -27,7 +27,7 @@ from poptransformer.ipu.explain import describe, explain, footer, milliseconds
 from poptransformer.ipu.export import report_json
 from poptransformer.ipu.plan import Plan
 from poptransformer.ipu.tables import front_table, op_table, plan_table, stage_table
-from poptransformer.planning import Planned, model_of, plan_config, score_config, sweep
+from poptransformer.planning import Planned, global_args_of, model_of, plan_config, score_config, sweep
 from poptransformer.rules import AUTO
 from poptransformer.utils.automatic import with_device_formats
 from poptransformer.utils.hydra_app import hydra_main
@@ -75,7 +75,7 @@ def _own_plan(checked: CheckedConfig, model: Any, console: Console) -> Plan | No
     if AUTO in (checked.global_args.num_replicas, checked.model.get("layer_per_ipu")):
         return None
     try:
-        own, _ = score_config(checked, model)
+        own = score_config(checked, model)
     except ConfigError as error:
         console.print(f"[red]Your own plan:[/] {error}", highlight=False)
         return None
@@ -140,9 +140,7 @@ def runnable_yaml(config: DictConfig, plan: Plan, words: list[str]) -> str:
     content: dict[str, Any] = {str(key): value for key, value in values.items()} if isinstance(values, dict) else {}
     device = content.pop("device", None)
     content.pop("plan", None)
-    content["global_args"]["num_replicas"] = plan.replicas
-    if plan.replicas > 1:
-        content["global_args"]["model_type"] = "tp"
+    content["global_args"] |= global_args_of(plan, content["global_args"]["batch_per_step"])
     content["model"]["layer_per_ipu"] = plan.layer_per_ipu
     named = f" for {device['name']}" if device else f" for {plan.device.name}"
     comment = "".join(f"# {line}\n" for line in [f"Written by poptransformer.plan{named}.", *words])

@@ -14,76 +14,25 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import poptransformer
-from poptransformer.build import Build, use_build
+from poptransformer.build import Build
 from poptransformer.checkpoint import StateDict
-from poptransformer.errors import ConfigError, GraphError, PopTransformerError, did_you_mean
-from poptransformer.graph import IR_VERSION, Graph
+from poptransformer.errors import ConfigError, did_you_mean
+from poptransformer.program_graph import GraphFunction, build_program, run_passes
 from poptransformer.quantization_report import QuantizationReport
 from poptransformer.recipe import QuantizationConfig
-from poptransformer.runtime.ort_session import WEIGHTS, SessionSettings, make_session, replaced_weights
+from poptransformer.runtime.ort_session import SessionSettings, make_session
 
 if TYPE_CHECKING:
     import onnx_ir as ir
     import onnxruntime as ort
 
-GraphFunction = Callable[[Graph], Mapping[str, "ir.Value"]]
-MANIFEST = "manifest.json"
-
-
-def build_program(make: GraphFunction, build: Build, name: str = "model") -> ir.Model:
-    """Builds a graph of layers, as they wrote it.
-
-    Args:
-        make: adds inputs and layers to a graph; returns the outputs by name.
-        build: what the layers may ask; its `graph` is set here.
-        name: of the graph.
-
-    Raises:
-        GraphError: `make` returned no outputs.
-    """
-    import onnx_ir as ir
-
-    graph = Graph(name)
-    with use_build(dataclasses.replace(build, graph=graph)):
-        outputs = make(graph)
-        if not isinstance(outputs, Mapping) or not outputs:
-            raise GraphError(f"The function that builds {name} returned {outputs!r}; expected outputs by name.")
-        for output, value in outputs.items():
-            graph.output(value, output)
-    return ir.Model(
-        graph.ir_graph,
-        ir_version=IR_VERSION,
-        producer_name="poptransformer",
-        producer_version=poptransformer.__version__,
-    )
-
-
-def run_passes(model: ir.Model, build: Build, fuse: bool = True) -> QuantizationReport:
-    """Runs over a program what every model of this package goes through: products, precision, fusion, bodies."""
-    from poptransformer import passes
-
-    if build.recipe.is_calibrated:
-        raise ConfigError(
-            "A program of layers has no tokenizer to calibrate with; use a precision without calibration."
-        )
-    passes.matmul_to_linear(model)
-    report = passes.quantize(model, build.recipe)
-    if fuse:
-        passes.fuse(model)
-    passes.attach_functions(model)
-    passes.name_nested_functions(model)
-    return report
+    from poptransformer.runtime.program_ranks import ProgramRanks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,14 +40,21 @@ class Program:
     """A compiled graph of layers: arrays in, arrays out.
 
     Attributes:
-        model: the graph after all passes.
+        model: the graph after all passes, with the weights of the first replica.
         report: what became of each weight matrix.
         settings: how it runs.
+        peers: the graphs of the other replicas.
+        layer_per_ipu: blocks of each pipeline stage; empty where there is one stage.
+        divided: inputs and outputs of which replicas have different parts, and along which axis. `run` takes and
+            returns whole ones.
     """
 
     model: ir.Model
     report: QuantizationReport
     settings: SessionSettings = SessionSettings()
+    peers: tuple[ir.Model, ...] = ()
+    layer_per_ipu: tuple[int, ...] = ()
+    divided: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def compile(
@@ -109,34 +65,75 @@ class Program:
         precision: str | Mapping[str, Any] = "fp32",
         quantization: Mapping[str, Any] | None = None,
         model_type: str = "shard",
+        num_replicas: int = 1,
+        layer_per_ipu: Sequence[int] | None = None,
         fuse: bool = True,
         threads: int | None = None,
     ) -> Program:
         """Builds, quantizes and fuses a graph of layers.
 
         Args:
-            make: adds inputs and layers to a graph; returns the outputs by name.
+            make: adds inputs and layers to a graph; returns the outputs by name. It is called once for each replica.
             state_dict: weights by name.
             precision: as in `poptransformer.load`.
             quantization: as in `poptransformer.load`.
             model_type: `shard` or `tp`.
+            num_replicas: tensor-parallel replicas, for `tp`.
+            layer_per_ipu: encoder and decoder layers of each pipeline stage, in order; None is one stage.
             fuse: compute several nodes by one kernel.
             threads: CPU threads; None is one for each core that this process may use.
+
+        Raises:
+            ConfigError: the layers cannot be divided so; names what can be.
         """
         build = Build(
             state_dict=StateDict.wrap(state_dict),
             precision=precision,
             quantization=QuantizationConfig.from_mapping(quantization or {}),
             model_type=model_type,
+            num_replicas=num_replicas,
+            layer_per_ipu=None if layer_per_ipu is None else tuple(layer_per_ipu),
         )
-        model = build_program(make, build)
-        report = run_passes(model, build, fuse)
-        return cls(model, report, SessionSettings(threads=threads))
+        models, reports = [], []
+        for replica in range(num_replicas):
+            build = dataclasses.replace(build, replica=replica)
+            built = build_program(make, build)
+            reports.append(run_passes(built.model, build, fuse))
+            models.append(built.model)
+        stages = build.layer_per_ipu if len(build.layer_per_ipu or ()) > 1 else ()
+        settings = SessionSettings(threads=threads)
+        return cls(models[0], reports[0], settings, tuple(models[1:]), stages or (), built.divided)
+
+    @property
+    def num_replicas(self) -> int:
+        """Tensor-parallel replicas."""
+        return 1 + len(self.peers)
+
+    @property
+    def num_stages(self) -> int:
+        """Pipeline stages."""
+        return max(1, len(self.layer_per_ipu))
 
     @functools.cached_property
     def session(self) -> ort.InferenceSession:
-        """The onnxruntime session, made when it is first used."""
+        """The onnxruntime session of a program in one piece, made when it is first used."""
         return make_session(self.model, self.settings)
+
+    @functools.cached_property
+    def ranks(self) -> ProgramRanks:
+        """What runs a program of several replicas or stages, made when it is first used."""
+        from poptransformer.runtime.program_ranks import ProgramRanks
+
+        return ProgramRanks((self.model, *self.peers), self.num_stages, self.divided, self.settings)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether there is one replica and one stage."""
+        return self.num_replicas == self.num_stages == 1
+
+    def make_ready(self) -> None:
+        """Makes the sessions: onnxruntime accepts every node. Nothing runs."""
+        _ = self.session if self.is_whole else self.ranks
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -149,7 +146,7 @@ class Program:
         return tuple(str(value.name) for value in self.model.graph.outputs)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Returns the outputs by name.
+        """Returns the outputs by name, the same for any number of replicas and stages.
 
         Args:
             inputs: an array for each input.
@@ -163,10 +160,13 @@ class Program:
         missing = [name for name in self.inputs if name not in inputs]
         if missing:
             raise ConfigError(f"The program needs the inputs {list(self.inputs)}; {', '.join(missing)} is missing.")
-        return dict(zip(self.outputs, self.session.run(list(self.outputs), dict(inputs)), strict=True))
+        if self.is_whole:
+            return dict(zip(self.outputs, self.session.run(list(self.outputs), dict(inputs)), strict=True))
+        found = self.ranks.run(inputs)
+        return {name: found[name] for name in self.outputs}
 
     def save(self, folder: str | Path, **about: Any) -> Path:
-        """Writes `model.onnx`, `weights.bin` and `manifest.json`, which is written last; nothing runs.
+        """Writes the program, see `poptransformer.program_files`; nothing runs.
 
         Args:
             folder: target; a program that lies there is replaced.
@@ -175,41 +175,21 @@ class Program:
         Raises:
             PopTransformerError: the target holds something else.
         """
-        folder = Path(folder).expanduser()
-        if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-            raise PopTransformerError(f"{folder} is not empty and no saved program; choose another folder or empty it.")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
-            self._write(temporary, about)
-            temporary.chmod(0o755)
-            if folder.exists():
-                shutil.rmtree(folder)
-            os.replace(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        return folder
+        from poptransformer.program_files import save
 
-    def _write(self, folder: Path, about: Mapping[str, Any]) -> None:
-        import onnx_ir as ir
+        return save(self, Path(folder).expanduser(), about)
 
-        from poptransformer.runtime.artefact import write_weights
+    @classmethod
+    def load(cls, folder: str | Path, threads: int | None = None) -> Program:
+        """Opens what `save` wrote; weights stay in the mapped files.
 
-        references = write_weights(self.model, folder / WEIGHTS)
-        with replaced_weights(self.model.graph, references):
-            (folder / "model.onnx").write_bytes(ir.serde.serialize_model(self.model).SerializeToString())
-        manifest = {
-            **about,
-            "poptransformer": poptransformer.__version__,
-            "inputs": _signature(self.model.graph.inputs),
-            "outputs": _signature(self.model.graph.outputs),
-            "nodes": len(self.model.graph),
-            "weights": [dataclasses.asdict(weight) for weight in self.report.weights],
-            "files": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
-        }
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        Args:
+            folder: where it lies.
+            threads: as for `compile`.
 
+        Raises:
+            PopTransformerError: a file is missing or was cut short.
+        """
+        from poptransformer.program_files import load
 
-def _signature(values: Any) -> dict[str, str]:
-    """Type and shape of each value, by name."""
-    return {str(value.name): f"{value.dtype}{'' if value.shape is None else value.shape}" for value in values}
+        return load(Path(folder).expanduser(), SessionSettings(threads=threads))

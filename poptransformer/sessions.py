@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,15 +17,19 @@ import numpy as np
 
 from poptransformer import generation
 from poptransformer.engine import Engine
-from poptransformer.errors import PopTransformerError
+from poptransformer.errors import ConfigError, PopTransformerError
 from poptransformer.runtime.cache import CompiledCache
-from poptransformer.runtime.compiled import CompiledModel, compile_model
+from poptransformer.runtime.compiled import CompiledModel, compile_replicas
+from poptransformer.runtime.distribution import Distribution
+from poptransformer.runtime.handshake import handshake_facts
 from poptransformer.runtime.ort_session import SessionSettings
 from poptransformer.runtime.profile import make_profile_folder, write_profile, write_table
+from poptransformer.runtime.runtime import Runtime
 from poptransformer.utils.progress import progress
 
 if TYPE_CHECKING:
     from poptransformer.models.base_model import HFDecBaseModel, HFModel
+    from poptransformer.parallel.mpi import World
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +86,8 @@ class Session:
         profile_name: folder for a profile of the run; None takes none.
         threads: CPU threads; None uses every core this process may use.
         fuse: compute several nodes of the graph by one kernel; False runs the graph as the layers wrote it.
+        distributed: what the ranks of a model of several replicas or stages are, `threads` or `mpi` processes.
+        timeout_s: seconds that a rank of several waits for another one before all end with an error.
         log_severity: onnxruntime's log level, 0 verbose to 4 fatal.
     """
 
@@ -95,6 +103,8 @@ class Session:
         profile_name: str | None = None,
         threads: int | None = None,
         fuse: bool = True,
+        distributed: str = "threads",
+        timeout_s: float = 300.0,
         log_severity: int = 3,
     ) -> None:
         self.compiler_options = {
@@ -105,6 +115,8 @@ class Session:
             "use_loop_candidate_creator": use_loop_candidate_creator,
         }
         self.fuse = fuse
+        self.distributed = distributed
+        self.timeout_s = timeout_s
         self.cache: CompiledCache | None = None
         if execution_cache_name:
             self.cache = CompiledCache(Path(execution_cache_name), self.compiler_options, fuse)
@@ -116,15 +128,32 @@ class Session:
         self._performance: Performance | None = None
         self._model: HFDecBaseModel | None = None
         self._engine: Engine | None = None
+        self._world: World | None = None
 
     def compile(self, model: HFDecBaseModel) -> None:
         """Compiles `model`, or opens it from the cache; builds its graph where that is still to be done."""
         logger.info("compiling")
         if self.profile_folder:
             make_profile_folder(self.profile_folder)
-        compiled = self.cache.get(model, self._compile) if self.cache else self._compile(model)
+        distribution = self._distribution(model)
+        replica = None
+        if distribution.world is not None:
+            facts = handshake_facts(model, self.compiler_options, self.fuse)
+            distribution.world.check_alike(facts, "configuration, checkpoint and versions")
+            stages = len(model.build.layer_per_ipu or (0,))
+            replica = distribution.world.place(model.build.num_replicas, stages)[1]
+
+        def make(model: HFModel) -> CompiledModel:
+            return compile_replicas(
+                model, self.compiler_options, self.fuse, replicas=None if replica is None else [replica]
+            )
+
+        compiled = self.cache.get(model, make, replica) if self.cache else make(model)
         self._model = model
-        self._engine = Engine(compiled, model.checkpoint, self.settings)
+        self._world = distribution.world
+        self._engine = Engine(compiled, model.checkpoint, self.settings, distribution)
+        if compiled.folder is not None and isinstance(self._engine.runtime, Runtime):
+            self._engine.runtime.make_ready_meanwhile(beams=model.sampling["num_beams"] > 1)
         if self.profile_folder and compiled.info.report.packed:
             write_table(self.profile_folder / "quantization.txt", f"{compiled.info.report}\n")
         logger.info("compiled")
@@ -153,6 +182,7 @@ class Session:
             `anchor_arrays`: `output_ids` int64 `[B, T]`, `output_lengths` int64 `[B]`, `decode_step` int64 `[]`.
         """
         rows = self._rows(input_dict)
+        self._check_inputs(rows)
         with progress("starting onnxruntime"):
             self.engine.runtime.make_ready(beams=self.model.sampling["num_beams"] > 1)
         with self._measured(rows) as answers:
@@ -170,6 +200,7 @@ class Session:
             yield self.model.build_output_dict(self.run(input_dict))["output_strings"]
             return
         rows = self._rows(input_dict)
+        self._check_inputs(rows)
         with progress("starting onnxruntime"):
             self.engine.runtime.make_ready(beams=False)
         with self._measured(rows) as answers:
@@ -195,11 +226,29 @@ class Session:
 
     # -- inside -------------------------------------------------------------------------------------------------
 
-    def _compile(self, model: HFModel) -> CompiledModel:
-        if not model.is_built:
-            model.build_graph()
-        with progress("compiling"):
-            return compile_model(model, self.compiler_options, self.fuse)
+    def _distribution(self, model: HFModel) -> Distribution:
+        build = model.build
+        stages = len(build.layer_per_ipu or ())
+        if build.enable_pipeline and stages < 2:
+            raise ConfigError(
+                "enable_pipeline is true, but the model has one stage. Name the blocks of each stage in "
+                "model.layer_per_ipu, as in [6,6], or set global_args.enable_pipeline=false."
+            )
+        world = None
+        if self.distributed == "mpi":
+            from poptransformer.parallel.mpi import world as mpi_world
+
+            world = mpi_world()
+            world.waiter.timeout = self.timeout_s
+        return Distribution(self.timeout_s, build.batch_size if build.enable_pipeline else None, world)
+
+    def _check_inputs(self, rows: list[list[int]]) -> None:
+        """All ranks must work on the same prompts with the same settings."""
+        if self._world is not None:
+            digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+            settings = self.model.sampling | {"max_loop": self.model.max_loop, "early_stop": self.model.early_stop}
+            facts = {"inputs": digest, **{f"model.{name}": repr(value) for name, value in settings.items()}}
+            self._world.check_alike(facts, "inputs")
 
     def _rows(self, input_dict: Mapping[str, Any]) -> list[list[int]]:
         return [
@@ -207,7 +256,9 @@ class Session:
         ]
 
     def _batches(self, rows: list[list[int]]) -> Iterator[list[list[int]]]:
-        size = self.model.build.batch_size
+        build = self.model.build
+        # A pipeline takes the batches of a step together: they are what its stages work on at the same time.
+        size = build.batch_size * (build.batch_per_step if build.enable_pipeline else 1)
         for start in range(0, len(rows), size):
             yield rows[start : start + size]
 

@@ -6,9 +6,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import itertools
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -16,13 +14,12 @@ import onnx
 from poptransformer.errors import GraphError
 from poptransformer.graph import DOMAIN
 from poptransformer.recipe import Recipe
+from poptransformer.validation_memory import memory_of_activations, memory_of_weights
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 CPU = "CPUExecutionProvider"
-# Bits of a weight: its codes, and the scales and offsets of its blocks.
-_BITS = {"fp32": 32.0, "fp16": 16.0, "bf16": 16.0, "int8": 8.5, "int4": 5.0, "fp8": 8.0, "fp8_weight": 8.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +27,7 @@ class Validation:
     """What the checks found.
 
     Attributes:
-        parameters: numbers in all weights.
+        parameters: numbers in all weights; with several replicas, of one of them.
         weight_bytes: what they take as the recipe stores them.
         activation_bytes: most that values take at one time, in fp32, in the order of the graph.
         sizes: what the graph's dimensions were taken to be.
@@ -74,8 +71,8 @@ def validate(model: ir.Model, recipe: Recipe, sizes: Mapping[str, int] | None = 
     """
     from poptransformer import passes
 
-    parameters, weight_bytes = _weights(model, recipe)
     passes.matmul_to_linear(model)
+    parameters, weight_bytes = memory_of_weights(model, recipe)
     passes.attach_functions(model)
     proto = _without_weights(model)
     assumed = _set_sizes(proto, sizes or {})
@@ -86,21 +83,28 @@ def validate(model: ir.Model, recipe: Recipe, sizes: Mapping[str, int] | None = 
         raise GraphError(f"The graph is not valid: {' '.join(str(error).split())}") from error
     counts = _operators(inferred)
     native = sum(count for name, count in counts.items() if name.startswith(f"{DOMAIN}::"))
-    activations, unknown = _activations(inferred.graph)
+    activations, unknown = memory_of_activations(inferred.graph)
     return Validation(parameters, weight_bytes, activations, assumed, counts, native, unknown)
 
 
-def _weights(model: ir.Model, recipe: Recipe) -> tuple[int, int]:
-    """Parameters, and bytes as the recipe stores them; vectors stay fp32."""
-    count, bits = 0, 0.0
-    for name, value in model.graph.initializers.items():
-        tensor = value.const_value
-        if tensor is None or not tensor.dtype.is_floating_point():
-            continue
-        rule = recipe.match([name]) if len(tensor.shape) == 2 else None
-        count += tensor.size
-        bits += tensor.size * (_BITS[rule[1].precision] if rule is not None else 32)
-    return count, math.ceil(bits / 8)
+def check_stages(model: ir.Model, layer_per_ipu: Sequence[int], states: Mapping[str, str], anchor: str) -> None:
+    """Cuts a graph into its pipeline stages; what goes from one to another must be able to.
+
+    Args:
+        model: the graph as layers wrote it.
+        layer_per_ipu: blocks of each stage.
+        states: see `passes.split_stages`, as for `anchor`.
+        anchor: an input.
+
+    Raises:
+        GraphError: a value that goes from one stage to another is no fp32 tensor.
+    """
+    from poptransformer import passes
+
+    passes.place_after_blocks(model)
+    found = {segment.stage for segment in passes.split_stages(model, states, anchor)}
+    if not found <= set(range(len(layer_per_ipu))):
+        raise GraphError(f"The graph has nodes on stages {sorted(found)}, but layer_per_ipu has {len(layer_per_ipu)}.")
 
 
 def _without_weights(model: ir.Model) -> onnx.ModelProto:
@@ -194,31 +198,3 @@ def _has_kernel(op_type: str, domain: str, version: int) -> bool:
         or schema.has_function
         or schema.has_context_dependent_function
     )
-
-
-def _activations(graph: onnx.GraphProto) -> tuple[int, int]:
-    """The most bytes of values that are alive at one time, and how many values have no known shape."""
-    weights = {tensor.name for tensor in graph.initializer}
-    infos = itertools.chain(graph.value_info, graph.output)
-    sizes = {info.name: _bytes(info) for info in infos if info.name not in weights}
-    last = {name: index for index, node in enumerate(graph.node) for name in node.input}
-    last |= {value.name: len(graph.node) for value in graph.output}
-    alive, most, unknown = 0, 0, 0
-    ends: dict[int, int] = collections.defaultdict(int)
-    for index, node in enumerate(graph.node):
-        for name in filter(None, node.output):
-            size = sizes.get(name)
-            unknown += size is None
-            alive += size or 0
-            ends[last.get(name, index)] += size or 0
-        most = max(most, alive)
-        alive -= ends.pop(index, 0)
-    return most, unknown
-
-
-def _bytes(info: onnx.ValueInfoProto) -> int | None:
-    tensor = info.type.tensor_type
-    if not tensor.HasField("shape") or not all(dim.HasField("dim_value") for dim in tensor.shape.dim):
-        return None
-    size = math.prod(dim.dim_value for dim in tensor.shape.dim)
-    return size * onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).itemsize

@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 TESTS = Path(__file__).parent
+LOGGERS = [logging.getLogger(name) for name in ("poptransformer", "poptransformer.layers", "poptransformer.report")]
 TIERS = {
     "unit": "unit",
     "parity": "parity",
@@ -24,6 +27,16 @@ def pytest_configure() -> None:
         import torch
 
         torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def restored_loggers() -> Iterator[None]:
+    """Commands set up logging for their process. Here it is shared with the other tests."""
+    before = [(logger.level, list(logger.handlers)) for logger in LOGGERS]
+    yield
+    for logger, (level, handlers) in zip(LOGGERS, before, strict=True):
+        logger.setLevel(level)
+        logger.handlers = handlers
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

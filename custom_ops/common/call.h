@@ -99,6 +99,16 @@ class Attributes {
     return values;
   }
 
+  /// The node's name in its graph, which begins with the layer's scope.
+  std::string node_name() const {
+    size_t size = 0;  // With the terminating zero.
+    check(g_ort->KernelInfo_GetNodeName(info_, nullptr, &size));
+    std::string name(size, '\0');
+    check(g_ort->KernelInfo_GetNodeName(info_, name.data(), &size));
+    name.resize(size > 0 ? size - 1 : 0);
+    return name;
+  }
+
   /// Whether the node has an input at `index`; an optional one may be left out.
   bool has_input(size_t index) const {
     size_t count = 0, size = 0;  // The size of a name counts the terminating zero.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The one thread pool of the process. onnxruntime's own pool must not spin beside it: sessions that use our kernels run
-// with intra_op_num_threads=1.
+// The one thread pool of the process; ranks that are threads have one each. onnxruntime's own pool must not spin beside
+// it: sessions that use our kernels run with intra_op_num_threads=1.
 #pragma once
 
 #include <pthread.h>
@@ -27,10 +27,14 @@ namespace poptransformer {
 /// Fork: threads do not survive it. The child starts with a fresh pool of the same size at its first job.
 class ThreadPool {
  public:
+  /// The pool of the calling thread: the process's, or its own one.
   static ThreadPool& instance() {
-    // Never destroyed: sleeping workers must not meet a dead pool while the process exits.
-    static ThreadPool* pool = new ThreadPool();
-    return *pool;
+    return own() ? *own() : shared();
+  }
+
+  /// Gives the calling thread a pool that no other thread shares, for as long as it lives.
+  static void use_own() {
+    if (!own()) own().reset(new ThreadPool());
   }
 
   /// Calls `job(part, parts)` for each part, one part for each thread, and returns when all are done.
@@ -63,8 +67,23 @@ class ThreadPool {
   int get_threads() const { return wanted_.load(std::memory_order_relaxed); }
 
  private:
-  ThreadPool() : wanted_(default_threads()) {
-    pthread_atfork(nullptr, nullptr, [] { instance().forget_crew(); });
+  ThreadPool() : wanted_(default_threads()) {}
+
+  static ThreadPool& shared() {
+    // Never destroyed: sleeping workers must not meet a dead pool while the process exits.
+    static ThreadPool* pool = [] {
+      pthread_atfork(nullptr, nullptr, [] {
+        shared().forget_crew();
+        if (own()) own()->forget_crew();
+      });
+      return new ThreadPool();
+    }();
+    return *pool;
+  }
+
+  static std::unique_ptr<ThreadPool>& own() {
+    thread_local std::unique_ptr<ThreadPool> pool;
+    return pool;
   }
 
   static int default_threads() {

@@ -18,7 +18,7 @@ from poptransformer.graph import Graph
 from poptransformer.layers import (
     BaseLayer,
     EmbeddingLayer,
-    Linear,
+    LMHead,
     TransformerEncoder,
     TransformerEncoderLayer,
     causal_mask,
@@ -49,7 +49,7 @@ class TransformerModel(BaseLayer):
         )
         layers = model_params["num_hidden_layers"]
         self.transformer_encoder = TransformerEncoder(self.context, "transformer_encoder", layer, layers)
-        self.decoder = Linear(self.context, "decoder", d_model, vocab_size)
+        self.decoder = LMHead(self.context, "decoder", vocab_size, d_model, use_bias=True)
 
     def __call__(self, graph: Graph, src: ir.Value) -> ir.Value:
         """Returns logits [B, L, V] for ids [B, L]."""

@@ -18,7 +18,7 @@ from poptransformer.checkpoint.errors import (
     UnsupportedCheckpointError,
 )
 from poptransformer.checkpoint.hf_config import HFConfig
-from poptransformer.checkpoint.lazy_array import LazyArray, reordered_rows
+from poptransformer.checkpoint.lazy_array import LazyArray, PackedBlocks, reordered_rows
 from poptransformer.checkpoint.mapped_file import release
 from poptransformer.checkpoint.open import open_checkpoint, open_checkpoint_files, random_checkpoint
 from poptransformer.checkpoint.packed_rows import packed_rows, unpacked_rows
@@ -37,6 +37,7 @@ __all__ = [
     "LazyTensor",
     "MissingConfigKeyError",
     "MissingWeightError",
+    "PackedBlocks",
     "ShapeMismatchError",
     "StateDict",
     "Tokenizer",

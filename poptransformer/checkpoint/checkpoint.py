@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from poptransformer.checkpoint.errors import TokenizerError
-from poptransformer.checkpoint.files import write_json
+from poptransformer.checkpoint.files import sampled_hash, write_json
 from poptransformer.checkpoint.hf_config import HFConfig
 from poptransformer.checkpoint.state_dict import StateDict
 from poptransformer.checkpoint.tokenizer import Tokenizer
@@ -23,6 +25,7 @@ class Checkpoint:
         state_dict: The weights by their Hugging Face names.
         generation_config: Default generation settings.
         fingerprint: A hash that changes when the configuration or the weights do.
+        files: The files that it was read from.
         source: Where it came from, for people.
         load_tokenizer: Makes the tokenizer, or None if there is none.
 
@@ -32,6 +35,7 @@ class Checkpoint:
         generation_config: As given.
         fingerprint: As given.
         source: As given.
+        files: As given.
     """
 
     def __init__(
@@ -43,16 +47,29 @@ class Checkpoint:
         fingerprint: str,
         source: str,
         load_tokenizer: Callable[[], Tokenizer] | None,
+        files: Iterable[Path] = (),
     ) -> None:
         self.config = config
         self.state_dict = state_dict
         self.generation_config = dict(generation_config)
         self.fingerprint = fingerprint
         self.source = source
+        self.files = tuple(files)
         self._load_tokenizer = load_tokenizer
 
     def __repr__(self) -> str:
         return f"Checkpoint({self.config.get('model_type')}, {self.source})"
+
+    @cached_property
+    def content_hash(self) -> str:
+        """A hash of what the checkpoint holds, the same for a copy of it; of large files it reads samples."""
+        digest = hashlib.sha256(json.dumps(self.config.raw, sort_keys=True, default=str).encode())
+        if not self.files:  # random weights: all there is to know is in the fingerprint
+            digest.update(self.fingerprint.encode())
+        for path in sorted(self.files):
+            if path.is_file():
+                digest.update(f"{path.name} {sampled_hash(path)}".encode())
+        return digest.hexdigest()
 
     @property
     def has_tokenizer(self) -> bool:

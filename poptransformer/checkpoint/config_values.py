@@ -15,16 +15,17 @@ _LARGEST_HEAD = 2**16  # a table of its columns is made before any weight shows 
 _SIZES = {
     *("n_layer", "n_head", "n_embd", "n_positions", "n_inner", "vocab_size", "hidden_size", "intermediate_size"),
     *("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "max_position_embeddings", "head_dim"),
-    "original_max_position_embeddings",
+    *("original_max_position_embeddings", "rotary_dim"),
 }
 _EPSILONS = {"layer_norm_epsilon", "layer_norm_eps", "rms_norm_eps"}
 _FACTORS = {"rope_theta", "rotary_emb_base", "factor", "low_freq_factor", "high_freq_factor"}
 _FRACTIONS = {"partial_rotary_factor", "rotary_pct"}
 _FLAGS = {
     *("tie_word_embeddings", "attention_bias", "mlp_bias", "use_parallel_residual"),
-    *("scale_attn_weights", "scale_attn_by_inverse_layer_idx"),
+    *("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "norm_first", "final_norm", "head_bias"),
+    *("use_projection_bias_in_attention", "use_ffn_bias_in_attention", "use_ffn_bias"),
 }
-_WORDS = {"model_type", "hidden_act", "activation_function", "rope_type"}
+_WORDS = {"model_type", "hidden_act", "activation_function", "rope_type", "attention_type", "position_embedding_type"}
 # What each type of rotary embedding needs beside `rope_theta`.
 _ROPE_KEYS = {
     "linear": ("factor",),

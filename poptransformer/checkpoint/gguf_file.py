@@ -17,6 +17,7 @@ import numpy as np
 
 from poptransformer.checkpoint.errors import UnsupportedCheckpointError
 from poptransformer.checkpoint.gguf_header import HeaderReader
+from poptransformer.checkpoint.gguf_types import block_of
 from poptransformer.checkpoint.mapped_file import MappedFile
 
 _MAGIC = b"GGUF"
@@ -146,30 +147,25 @@ def _place(
     reader: HeaderReader, infos: list[tuple[str, int, tuple[int, ...], int]], data_start: int
 ) -> dict[str, GGUFTensor]:
     """Check every tensor's type, size and place in the file."""
-    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-
     tensors: dict[str, GGUFTensor] = {}
     for name, kind, shape, offset in infos:
         if name in tensors:
             raise reader.corrupt(f"tensor {name!r} occurs twice")
         try:
-            ggml_type = GGMLQuantizationType(kind)
-            block, block_bytes = GGML_QUANT_SIZES[ggml_type]
-        except (ValueError, KeyError):
+            type_name, block, block_bytes = block_of(kind)
+        except KeyError:
             raise UnsupportedCheckpointError(
                 f"tensor {name!r} of {reader.file.path} has the ggml type {kind}, which the installed gguf "
                 "package does not know; upgrade it, or convert the file to another quantization"
             ) from None
         if shape and shape[-1] % block:
-            raise reader.corrupt(
-                f"tensor {name!r} {list(shape)} does not divide into {ggml_type.name} blocks of {block}"
-            )
+            raise reader.corrupt(f"tensor {name!r} {list(shape)} does not divide into {type_name} blocks of {block}")
         nbytes = math.prod(shape) // block * block_bytes
         begin = data_start + offset
         if begin + nbytes > reader.file.size:
             raise reader.corrupt(
-                f"tensor {name!r} ({ggml_type.name} {list(shape)}) ends at byte {begin + nbytes}, "
+                f"tensor {name!r} ({type_name} {list(shape)}) ends at byte {begin + nbytes}, "
                 f"but the file has {reader.file.size} (truncated?)"
             )
-        tensors[name] = GGUFTensor(name, ggml_type.name, shape, begin, nbytes)
+        tensors[name] = GGUFTensor(name, type_name, shape, begin, nbytes)
     return tensors

@@ -60,7 +60,7 @@ class LazyArray(np.lib.mixins.NDArrayOperatorsMixin):
     ) -> None:
         self._load = load
         self._packed = packed
-        self._transposed = transposed
+        self.is_transposed = transposed
         self.stored = stored
         self.dtype = np.dtype(dtype)
         self.shape = tuple(shape[::-1] if transposed else shape)
@@ -69,8 +69,8 @@ class LazyArray(np.lib.mixins.NDArrayOperatorsMixin):
     @property
     def T(self) -> LazyArray:  # noqa: N802 - numpy's name
         """The transpose, still unread."""
-        shape = self.shape if self._transposed else self.shape[::-1]
-        return LazyArray(self._load, shape[::-1], self._packed, not self._transposed, self.stored, self.dtype)
+        shape = self.shape if self.is_transposed else self.shape[::-1]
+        return LazyArray(self._load, shape[::-1], self._packed, not self.is_transposed, self.stored, self.dtype)
 
     @property
     def ndim(self) -> int:
@@ -91,7 +91,7 @@ class LazyArray(np.lib.mixins.NDArrayOperatorsMixin):
         if copy is False:
             raise ValueError("The values of a LazyArray are made when they are read: copy=False cannot be had.")
         values = self._load()
-        if self._transposed:
+        if self.is_transposed:
             values = values.T
         return values if dtype is None else values.astype(dtype, copy=False)
 

@@ -91,6 +91,7 @@ def _open_folder(folder: Path, source: str, with_weights: bool = True) -> Checkp
         generation_config=generation,
         fingerprint=_fingerprint([*files, *(folder / file for file in _FINGERPRINTED)], headers),
         source=source,
+        files=files,
         load_tokenizer=partial(load_folder_tokenizer, folder, config, stops) if has_tokenizer else None,
     )
 
@@ -106,6 +107,7 @@ def _open_gguf(path: Path, source: str) -> Checkpoint:
         generation_config=generation,
         fingerprint=_fingerprint([path], [gguf.file.buffer[: gguf.header_bytes]]),
         source=source,
+        files=[path],
         load_tokenizer=partial(gguf_tokenizer, gguf, stop_ids(generation.get("eos_token_id")))
         if has_tokenizer
         else None,

@@ -62,6 +62,11 @@ class Graph:
     """An ONNX graph under construction.
 
     Values are `onnx_ir.Value` objects: they carry name, dtype and shape, and are what `ops` take and return.
+
+    Attributes:
+        ir_graph: the graph.
+        annotations: metadata that new nodes get.
+        blocks: numbers of the blocks that layers have placed, for `layer_per_ipu`.
     """
 
     def __init__(self, name: str = "model") -> None:
@@ -70,6 +75,7 @@ class Graph:
         self._scope: tuple[str, ...] = ()
         self._used_names: dict[str, int] = {}
         self.annotations: dict[str, str] = {}
+        self.blocks: set[int] = set()
 
     @classmethod
     def over(cls, ir_graph: ir.Graph) -> Graph:

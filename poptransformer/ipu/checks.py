@@ -55,7 +55,7 @@ def problems(plan: Plan, graph: StepGraph) -> list[str]:
     found = [too_large(plan, stage, graph) for stage in plan.stages if stage.bytes > plan.device.tile_bytes]
     if plan.reserved > plan.device.max_ipus:
         found.append(
-            f"{len(plan.stages)} stages x {plan.replicas} replicas need {plan.reserved} IPUs; "
+            f"{_size(plan)} need {plan.reserved} IPUs; "
             f"{plan.device.name.upper()} links at most {plan.device.max_ipus} {_noun(plan.device)}"
         )
     return found
@@ -66,10 +66,15 @@ def warnings(plan: Plan) -> list[str]:
     idle = plan.reserved - plan.ipus
     if not idle:
         return []
-    return [
-        f"{len(plan.stages)} stages x {plan.replicas} replicas = {plan.ipus} IPUs; "
-        f"hardware would reserve {plan.reserved}, {idle} idle"
-    ]
+    return [f"{_size(plan)} = {plan.ipus} IPUs; hardware would reserve {plan.reserved}, {idle} idle"]
+
+
+def _size(plan: Plan) -> str:
+    return f"{_counted(len(plan.stages), 'stage')} x {_counted(plan.replicas, 'replica')}"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' if count != 1 else ''}"
 
 
 def _noun(device: Device) -> str:
@@ -93,7 +98,8 @@ def _remedy(plan: Plan, stage: Stage, graph: StepGraph) -> str:
     fixed = stage.memory["activations"] + stage.memory["partials"] + stage.memory["code"]
     parts = []
     if stage.blocks > 1 and fixed < limit:
-        parts.append(f"add {math.ceil((total - fixed) / (limit - fixed)) - 1} IPUs")
+        more = math.ceil((total - fixed) / (limit - fixed)) - 1
+        parts.append(f"add {_counted(more * plan.replicas, 'IPU')}")
     elif stage.blocks <= 1:
         parts.append("divide it among more replicas")
     widest = max((stored.bits for stored in graph.stored.values()), default=16)
@@ -131,8 +137,9 @@ def explain_failure(whole: Plan, rejected: dict[int, str]) -> str:
     """
     device = whole.device
     nbytes = sum(stage.weight_bytes for stage in whole.stages)
+    size = f"{nbytes / 1e9:,.1f} GB" if nbytes >= 1e8 else f"{nbytes / 1e6:,.1f} MB"
     text = (
-        f"No plan fits: the weights take {nbytes / 1e9:,.1f} GB, the SRAM of {nbytes / device.ipu_bytes:,.1f} IPUs; "
+        f"No plan fits: the weights take {size}, the SRAM of {nbytes / device.ipu_bytes:,.1f} IPUs; "
         f"{device.name.upper()} links at most {device.max_ipus} {_noun(device)}. Try a precision of fewer "
         "bits, a smaller model.max_length, or a larger device."
     )

@@ -83,19 +83,22 @@ class RangeTable:
     def _fill(self) -> None:
         device = self.replica.device
         sums = _BlockSums(self.replica.blocks)
-        token, _, needs = join(self.ends)
+        token, _, ends = join(self.ends)
         blocks = len(self.replica.blocks)
+        known: dict[tuple[int, ...], tuple[Footprint, dict[str, float]]] = {}
         for first in range(blocks + 1):
             for end in range(first if self.may_be_empty else first + 1, blocks + 1):
-                footprint = needs + sums.needs(first, end)
-                parts = footprint.bytes_per_tile(device)
+                counts = sums.counts(first, end)
+                if counts not in known:
+                    needs = ends + sums.needs(counts)
+                    known[counts] = needs, needs.bytes_per_tile(device)
+                needs, parts = known[counts]
                 if sum(parts.values()) > device.tile_bytes:
                     break
                 self.cycles[first, end] = token.total + self.hop + sums.cycles(first, end)
                 self._fixed[first, end] = sum(parts.values()) - parts["KV cache"]
-                for size, count in footprint.vectors.items():
-                    counts = self._vectors.setdefault(size, np.zeros_like(self.cycles))
-                    counts[first, end] = count
+                for size, count in needs.vectors.items():
+                    self._vectors.setdefault(size, np.zeros_like(self.cycles))[first, end] = count
 
 
 class _BlockSums:
@@ -108,17 +111,17 @@ class _BlockSums:
         is_kind = np.array([[id(unit.needs) == kind for kind in ids] for unit in blocks], int)
         self._counts = np.vstack([np.zeros(len(ids), int), is_kind.cumsum(axis=0)])
         self._cycles = np.concatenate([[0.0], np.cumsum([unit.token.total for unit in blocks])])
-        self._known: dict[tuple[int, ...], Footprint] = {}
 
     def cycles(self, first: int, end: int) -> float:
         return float(self._cycles[end] - self._cycles[first])
 
-    def needs(self, first: int, end: int) -> Footprint:
-        counts = tuple(int(count) for count in self._counts[end] - self._counts[first])
-        if counts not in self._known:
-            parts = (kind.times(count) for kind, count in zip(self._kinds, counts, strict=True) if count)
-            self._known[counts] = sum(parts, EMPTY)
-        return self._known[counts]
+    def counts(self, first: int, end: int) -> tuple[int, ...]:
+        """How many blocks of each kind are in a range."""
+        return tuple((self._counts[end] - self._counts[first]).tolist())
+
+    def needs(self, counts: tuple[int, ...]) -> Footprint:
+        """What so many blocks of each kind need."""
+        return sum((kind.times(count) for kind, count in zip(self._kinds, counts, strict=True) if count), EMPTY)
 
 
 def bottleneck(tables: Sequence[np.ndarray]) -> tuple[float, list[int]] | None:

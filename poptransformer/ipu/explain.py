@@ -20,8 +20,8 @@ ASSUMPTIONS = (
     "Phases of an IPU follow each other: compute, exchange and sync do not overlap.",
     "Weights lie as blocks of 16x16 elements, dealt out evenly to the tiles; caches are updated in place.",
     "A prompt is computed in one step; a token's attention reads the slots that the workload says.",
-    "Replicas are tensor parallel: columns, then rows with an all-reduce, over a ring of IPU-Links.",
-    "Where replicas are more than key/value heads, caches are repeated; their projections count as divided.",
+    "Replicas are tensor parallel, divided as the engine divides them, over a ring of IPU-Links.",
+    "All replicas get all logits, as in the engine; an IPU could exchange its likeliest tokens only.",
     "A pipeline has one batch in flight for each stage, and each stage keeps the caches of all of them.",
     "Code takes a fixed part of each tile and a part for each distinct op; neither is verified.",
 )
@@ -53,7 +53,10 @@ def bound_in_words(plan: Plan) -> str:
     cycles = plan.token
     parts = sorted(cycles.parts().items(), key=lambda item: -item[1])
     shares = ", ".join(f"{kind} {value / cycles.total:.0%}" for kind, value in parts if value / cycles.total >= 0.005)
-    return f"{cycles.bound}-bound: {shares}"
+    waiting = 1 - cycles.compute / cycles.total
+    is_largest = getattr(cycles, cycles.bound) >= max(cycles.parts().values())
+    because = "" if is_largest else f" (exchange, sync and links take {waiting:.0%} together)"
+    return f"{cycles.bound}-bound{because}: {shares}"
 
 
 def explain(plan: Plan, found: Search, objective: str, own: Plan | None = None) -> list[str]:

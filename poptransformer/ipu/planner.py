@@ -15,7 +15,7 @@ from poptransformer.errors import ConfigError
 from poptransformer.ipu.device import Device
 from poptransformer.ipu.divide import Division
 from poptransformer.ipu.plan import Plan, evaluate
-from poptransformer.ipu.segments import StepGraph
+from poptransformer.ipu.segments import ShardedGraphs, StepGraph
 from poptransformer.ipu.stage import Replica, Workload, make_replica
 
 OBJECTIVES = ("latency", "throughput", "ipus")
@@ -67,7 +67,7 @@ def _beats(one: Plan, other: Plan) -> bool:
 
 
 def search(
-    graph: StepGraph,
+    graphs: ShardedGraphs,
     device: Device,
     workload: Workload,
     replicas: Iterable[int] | None = None,
@@ -76,7 +76,7 @@ def search(
     """Finds the best plans for a model.
 
     Args:
-        graph: the model.
+        graphs: the model.
         device: the IPU.
         workload: what is run.
         replicas: numbers of replicas to try; powers of two up to the machine's size by default.
@@ -84,22 +84,22 @@ def search(
     """
     limit = min(max_ipus or device.max_ipus, device.max_ipus)
     counts = replicas or powers_of_two(limit)
-    return _tried(graph, device, workload, counts, lambda variants, count: plans_of(variants, limit // count))
+    return _tried(graphs, device, workload, counts, lambda variants, count: plans_of(variants, limit // count))
 
 
 def fixed_stages(
-    graph: StepGraph, device: Device, workload: Workload, layer_per_ipu: Sequence[int], replicas: Iterable[int]
+    graphs: ShardedGraphs, device: Device, workload: Workload, layer_per_ipu: Sequence[int], replicas: Iterable[int]
 ) -> Search:
     """Costs given stages for several numbers of replicas; what does not fit is left out."""
 
     def first_that_fits(variants: Sequence[Replica], count: int) -> list[Plan]:
         return [plan for plan in (evaluate(replica, layer_per_ipu) for replica in variants) if plan.fits][:1]
 
-    return _tried(graph, device, workload, replicas, first_that_fits)
+    return _tried(graphs, device, workload, replicas, first_that_fits)
 
 
 def _tried(
-    graph: StepGraph,
+    graphs: ShardedGraphs,
     device: Device,
     workload: Workload,
     replicas: Iterable[int],
@@ -110,7 +110,7 @@ def _tried(
     plans: list[Plan] = []
     for count in replicas:
         try:
-            variants = replica_variants(graph, device, workload, count)
+            variants = replica_variants(graphs(count), device, workload)
         except ConfigError as error:
             rejected[count] = str(error)
         else:
@@ -123,11 +123,11 @@ def powers_of_two(limit: int) -> list[int]:
     return [1 << shift for shift in range(limit.bit_length()) if 1 << shift <= limit]
 
 
-def replica_variants(graph: StepGraph, device: Device, workload: Workload, replicas: int) -> list[Replica]:
+def replica_variants(graph: StepGraph, device: Device, workload: Workload) -> list[Replica]:
     """The model with temporaries as large as the device allows, and with small ones, which cost some time."""
     proportions = dict.fromkeys((device.memory_proportion, min(TIGHT, device.memory_proportion)))
     return [
-        make_replica(graph, dataclasses.replace(device, memory_proportion=proportion), workload, replicas)
+        make_replica(graph, dataclasses.replace(device, memory_proportion=proportion), workload)
         for proportion in proportions
     ]
 

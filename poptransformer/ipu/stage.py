@@ -40,14 +40,14 @@ class Workload:
             return self.max_length
         return (self.prompt_tokens + self.max_length + 1) // 2
 
-    def prompt(self, replicas: int) -> Sizes:
+    def prompt(self) -> Sizes:
         """Sizes of the prompt's step."""
         slots = self.max_length if self.attended == "max_length" else self.prompt_tokens
-        return Sizes(self.batch, self.prompt_tokens, self.max_length, slots, replicas)
+        return Sizes(self.batch, self.prompt_tokens, self.max_length, slots)
 
-    def token(self, replicas: int) -> Sizes:
+    def token(self) -> Sizes:
         """Sizes of a token's step."""
-        return Sizes(self.batch, 1, self.max_length, self.decode_slots, replicas)
+        return Sizes(self.batch, 1, self.max_length, self.decode_slots)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,14 +106,10 @@ class Replica:
         return self.token.is_tied
 
 
-def make_replica(graph: StepGraph, device: Device, workload: Workload, replicas: int) -> Replica:
-    """Costs a model's segments for a number of replicas; equal blocks are costed once.
-
-    Raises:
-        ConfigError: the heads cannot be divided.
-    """
-    token = graph.segments(workload.token(replicas))
-    prompt = graph.segments(workload.prompt(replicas))
+def make_replica(graph: StepGraph, device: Device, workload: Workload) -> Replica:
+    """Costs the segments of one replica; equal blocks are costed once."""
+    token = graph.segments(workload.token())
+    prompt = graph.segments(workload.prompt())
     unit = functools.partial(_unit, device, graph.numbers)
     known: dict[object, Unit] = {}
     blocks = []

@@ -44,14 +44,12 @@ class Sizes:
         tokens: tokens of the step.
         slots: cache slots that are allocated.
         attended: slots that attention reads.
-        replicas: tensor-parallel replicas, for graphs that contain collectives.
     """
 
     batch: int = 1
     tokens: int = 1
     slots: int = 1
     attended: int = 1
-    replicas: int = 1
 
     def dims(self) -> dict[str, int]:
         """Symbolic dimension -> size."""
@@ -156,7 +154,7 @@ class _Tracer:
         if kind in ATTENTIONS:
             return self._attention(node)
         if kind in COLLECTIVES:
-            return Collective(COLLECTIVES[kind], elements, self.sizes.replicas)
+            return Collective(COLLECTIVES[kind], elements, node.attributes["replicas"].as_int())
         if kind == "WKV":
             channels = self._last(output)
             return Recurrence(self.sizes.tokens, self.sizes.batch * channels)

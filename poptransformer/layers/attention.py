@@ -10,25 +10,27 @@ from poptransformer.errors import ConfigError
 from poptransformer.graph import Graph
 from poptransformer.layers.base_layer import BaseLayer
 from poptransformer.layers.rotary import RotaryEmbedding
+from poptransformer.parallel import local_heads
 from poptransformer.step import Step
 
 
 class Attention(BaseLayer):
     """Attention from projected queries, keys and values to the attended values.
 
-    Subclasses create the projections and call `attend`.
+    Subclasses create the projections and call `attend`. With several replicas each has some of the heads: the
+    attributes `num_heads` and `num_kv_heads` count those, and so do the N and K of shapes.
 
     Args:
         context: dotted path of the parent.
         name: attribute name in the Hugging Face module.
         layer_index: number of the layer; names its cache.
-        num_heads: query heads N.
-        num_kv_heads: key and value heads K.
+        num_heads: query heads of the model.
+        num_kv_heads: key and value heads of the model.
         head_dim: H.
         scale: factor on the scores; `head_dim ** -0.5` by default.
 
     Raises:
-        ConfigError: `num_heads` is not a multiple of `num_kv_heads`.
+        ConfigError: `num_heads` is not a multiple of `num_kv_heads`, or the replicas cannot share them out.
     """
 
     def __init__(
@@ -48,8 +50,7 @@ class Attention(BaseLayer):
                 "num_attention_heads must be a multiple of num_key_value_heads; check the checkpoint's config.json."
             )
         self.layer_index = layer_index
-        self.num_heads = num_heads
-        self.num_kv_heads = num_kv_heads
+        self.num_heads, self.num_kv_heads = local_heads(self.build, self.context, num_heads, num_kv_heads)
         self.head_dim = head_dim
         self.scale = head_dim**-0.5 if scale is None else scale
 

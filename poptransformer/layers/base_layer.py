@@ -153,8 +153,9 @@ class BaseLayer(metaclass=_LayerType):
         Args:
             weight_np: any float dtype (seen as fp32 by the graph) or an integer one; views stay views.
             weight_key: name of the initializer; `<context>.weight` by default.
-            **variable_setting: PopART's `vs_type`, `group_size`, `retrieval_mode`: how replicas share the tensor. One
-                replica holds everything, so they change nothing here.
+            **variable_setting: PopART's `vs_type`, `group_size`, `retrieval_mode`: how several replicas share the
+                tensor. With `vs_type` `consecutive` or `orthogonal`, the first axis of `weight_np` has one entry for
+                each group of `group_size` replicas, and this replica gets its group's; otherwise all get everything.
         """
         unknown = set(variable_setting) - {"vs_type", "group_size", "retrieval_mode"}
         if unknown:
@@ -162,7 +163,21 @@ class BaseLayer(metaclass=_LayerType):
                 f"Unknown variable settings {sorted(unknown)} for {weight_key}; "
                 "options: ['vs_type', 'group_size', 'retrieval_mode']."
             )
-        return self.main_graph.initializer(weight_np, weight_key or self.key("weight"))
+        name = weight_key or self.key("weight")
+        vs_type = variable_setting.get("vs_type")
+        if self.num_replicas > 1 and vs_type in ("consecutive", "orthogonal"):
+            weight_np = self._own_entry(name, weight_np, str(vs_type), variable_setting.get("group_size", 1))
+        return self.main_graph.initializer(weight_np, name)
+
+    def _own_entry(self, name: str, stacked: np.ndarray, vs_type: str, group_size: Any) -> np.ndarray:
+        groups = self.num_replicas // group_size
+        if groups * group_size != self.num_replicas or stacked.shape[0] != groups:
+            raise ConfigError(
+                f"{name} has shape {list(stacked.shape)}; with {self.num_replicas} replicas and group_size "
+                f"{group_size} its first axis must have {groups} entries."
+            )
+        replica = self.build.replica
+        return stacked[replica // group_size if vs_type == "consecutive" else replica % groups]
 
     def device_scope(
         self,
@@ -188,10 +203,11 @@ class BaseLayer(metaclass=_LayerType):
         )
 
     def block_scope(self, graph: Graph, index: int) -> AbstractContextManager[None]:
-        """Places decoder block `index` on the IPU that `layer_per_ipu` gives it."""
+        """Marks the nodes of decoder block `index`, and places them on the IPU that `layer_per_ipu` gives it."""
         ipu = self.build.ipu_of_layer(index)
+        graph.blocks.add(index)
         logger.info("block %d placed on IPU %d", index, ipu)
-        return graph.annotate(ipu=ipu, pipeline_stage=ipu)
+        return graph.annotate(block=index, ipu=ipu, pipeline_stage=ipu)
 
     @property
     def main_graph(self) -> Graph:

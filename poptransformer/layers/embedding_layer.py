@@ -17,16 +17,18 @@ from poptransformer.layers.embedding_positions import (
     Length,
     RelativePositionEmbeddingLayer,
     RotaryPositionEmbeddingHelper,
+    StepBias,
 )
 from poptransformer.layers.training_only import check_training_only
 from poptransformer.positions import check_positions
+from poptransformer.step import Step
 
 
 class EmbeddingLayer(BaseLayer):
     """`poptransformer.nn.EmbeddingLayer` as a graph, with the weights of its state dict.
 
     Tables that the state dict holds are read from it, fixed positions and ALiBi's slopes too: `min_timescale`,
-    `max_timescale` and `alibi_slopes` need not be given again.
+    `max_timescale` and `alibi_slopes` need not be given again. Replicas divide the tokens' table, and biases by heads.
 
     Args:
         context: dotted path of the parent.
@@ -98,7 +100,7 @@ class EmbeddingLayer(BaseLayer):
             "positional_embedding_size": positional_embedding_size or embedding_size,
             "segment_embedding_size": segment_embedding_size or embedding_size,
         }
-        self.word_embeddings = Embedding(self.context, "word_embeddings", vocab_size, embedding_size)
+        self.word_embeddings = Embedding(self.context, "word_embeddings", vocab_size, embedding_size, "vocabulary")
         self.position_embeddings: LearnedPositionEmbeddingLayer | FixedPositionEmbeddingLayer | None = None
         self.bias_helper: RelativePositionEmbeddingLayer | AlibiPositionEmbeddingLayer | None = None
         self.rope_helper: RotaryPositionEmbeddingHelper | None = None
@@ -155,10 +157,21 @@ class EmbeddingLayer(BaseLayer):
     def compute_position_bias(
         self, graph: Graph, seq_length: Length, key_length: Length, past_length: Length = 0
     ) -> ir.Value | None:
-        """Returns `[N, L, S]` to add to the scores of L queries, S keys; None but for `relative` and `alibi`."""
+        """Returns `[N, L, S]` to add to the scores of L queries, S keys; None but for `relative` and `alibi`.
+
+        With several replicas each gets those of its own heads.
+        """
         if self.bias_helper is None:
             return None
         return self.bias_helper(graph, seq_length, key_length, past_length)
+
+    def get_step_bias(self, step: Step) -> StepBias | None:
+        """Returns what layers with `step` take as their position bias; None but for `relative` and `alibi`."""
+        helper = self.bias_helper
+        if helper is None:
+            return None
+        name = f"{helper.context} bias"
+        return lambda graph, slots: step.shared(graph, name, lambda: helper.in_step(graph, step, slots))
 
     def get_rope_helper(self) -> RotaryPositionEmbeddingHelper | None:
         """Returns what rotates queries and keys; None but for `rotary`."""

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx_ir as ir
 
@@ -11,9 +13,14 @@ from poptransformer.errors import ConfigError
 from poptransformer.graph import Graph
 from poptransformer.layers.base_layer import BaseLayer
 from poptransformer.layers.embedding import Embedding
+from poptransformer.layers.heads import HeadShare
+from poptransformer.parallel import Share, take
 from poptransformer.positions import MAX_RELATIVE_POSITION, inverse_frequencies, relative_buckets
+from poptransformer.step import Step
 
 Length = ir.Value | int  # int64, without dimensions
+# Makes biases `[B, N, L, S]` for a number of slots, int64 without dimensions.
+StepBias = Callable[[Graph, ir.Value], ir.Value]
 
 
 def length_of(graph: Graph, x: ir.Value, axis: int = 1) -> ir.Value:
@@ -112,17 +119,43 @@ class RotaryPositionEmbeddingHelper(BaseLayer):
         self.frequencies = inverse_frequencies(base, rotary_dim)
         self.scaling_factor = scaling_factor
 
-    def rotate_tensor(self, graph: Graph, x: ir.Value, num_heads: int, past_key: ir.Value | None = None) -> ir.Value:
-        """Rotates `[B, L, N*H]`, whose first token comes after those of `past_key` `[B, N, P, H]`."""
+    def rotate_tensor(
+        self,
+        graph: Graph,
+        x: ir.Value,
+        num_heads: int,
+        past_key: ir.Value | None = None,
+        step: Step | None = None,
+    ) -> ir.Value:
+        """Rotates `[B, L, N*H]`.
+
+        Args:
+            graph: where the nodes go.
+            x: the tokens of all rows come after those of `past_key`, or stand where `step` says.
+            num_heads: heads in `x`.
+            past_key: `[B, N, P, H]`.
+            step: see `MultiheadAttention`.
+        """
+        columns = None if x.shape is None else x.shape[-1]
+        if isinstance(columns, int) and self.rotary_dim > columns // num_heads:
+            raise ConfigError(f"rotary_dim is {self.rotary_dim}, but a head has {columns // num_heads} columns.")
         with graph.nameScope(self.context):
-            start = 0 if past_key is None else length_of(graph, past_key, 2)
-            numbers = ops.cast(graph, consecutive(graph, start, length_of(graph, x)), np.float32)
-            if self.scaling_factor != 1.0:
-                numbers = ops.div(graph, numbers, self.scaling_factor)
-            angles = ops.mul(graph, ops.unsqueeze(graph, numbers, [1]), ops.constant(graph, self.frequencies))
-            size = ops.concat(graph, [ops.shape(graph, x, 0, 2), ops.constant(graph, [len(self.frequencies)])], 0)
-            cos, sin = (ops.expand(graph, f(graph, angles), size) for f in (ops.cos, ops.sin))
+            if step is not None:
+                cos, sin = step.shared(graph, f"{self.context} rotary", lambda: self._angles(graph, step.position_ids))
+            else:
+                start = 0 if past_key is None else length_of(graph, past_key, 2)
+                angles = self._angles(graph, consecutive(graph, start, length_of(graph, x)))
+                size = ops.concat(graph, [ops.shape(graph, x, 0, 2), ops.constant(graph, [len(self.frequencies)])], 0)
+                cos, sin = (ops.expand(graph, part, size) for part in angles)
             return ops.rotary_embedding(graph, x, cos, sin, num_heads, self.rotary_dim, interleaved=True)
+
+    def _angles(self, graph: Graph, positions: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Cosines and sines `[..., rotary_dim/2]` for positions `[...]`."""
+        numbers = ops.cast(graph, positions, np.float32)
+        if self.scaling_factor != 1.0:
+            numbers = ops.div(graph, numbers, self.scaling_factor)
+        angles = ops.mul(graph, ops.unsqueeze(graph, numbers, [-1]), ops.constant(graph, self.frequencies))
+        return ops.cos(graph, angles), ops.sin(graph, angles)
 
 
 class RelativePositionEmbeddingLayer(BaseLayer):
@@ -139,7 +172,8 @@ class RelativePositionEmbeddingLayer(BaseLayer):
     ) -> None:
         super().__init__(context, name)
         self.relative_attention_bias = Embedding(
-            self.context, "relative_attention_bias", num_relative_attention_buckets, num_heads
+            *(self.context, "relative_attention_bias", num_relative_attention_buckets, num_heads),
+            strategy=HeadShare(self.context, num_heads).strategy,
         )
         self.farthest = max_relative_positions
         self.buckets = relative_buckets(
@@ -149,10 +183,17 @@ class RelativePositionEmbeddingLayer(BaseLayer):
     def __call__(self, graph: Graph, seq_length: Length, key_length: Length, past_length: Length = 0) -> ir.Value:
         """Returns biases `[N, L, S]` of L queries from position `past_length` on and S keys from position 0 on."""
         with graph.nameScope(self.context):
-            distances = _distances(graph, seq_length, key_length, past_length)
-            near = ops.maximum(graph, ops.minimum(graph, distances, self.farthest), -self.farthest)
-            rows = ops.gather(graph, ops.constant(graph, self.buckets), ops.add(graph, near, self.farthest))
-            return ops.transpose(graph, self.relative_attention_bias(graph, rows), [2, 0, 1])
+            return self._biases(graph, _distances(graph, seq_length, key_length, past_length), [2, 0, 1])
+
+    def in_step(self, graph: Graph, step: Step, slots: ir.Value) -> ir.Value:
+        """Returns biases `[B, N, L, S]` of a step's tokens and all slots of its caches."""
+        with graph.nameScope(self.context):
+            return self._biases(graph, _step_distances(graph, step, slots), [0, 3, 1, 2])
+
+    def _biases(self, graph: Graph, distances: ir.Value, heads_first: list[int]) -> ir.Value:
+        near = ops.maximum(graph, ops.minimum(graph, distances, self.farthest), -self.farthest)
+        rows = ops.gather(graph, ops.constant(graph, self.buckets), ops.add(graph, near, self.farthest))
+        return ops.transpose(graph, self.relative_attention_bias(graph, rows), heads_first)
 
 
 class AlibiPositionEmbeddingLayer(BaseLayer):
@@ -160,22 +201,36 @@ class AlibiPositionEmbeddingLayer(BaseLayer):
 
     def __init__(self, context: str | None, name: str | None, num_heads: int, scaling_factor: float = 1.0) -> None:
         super().__init__(context, name)
-        self.num_heads = num_heads
+        self.heads = HeadShare(self.context, num_heads)
         self.scaling_factor = scaling_factor
 
     def collect_bind_layer_weights(self) -> None:
-        slopes = self.get_param_from_state_dict(self.key("slopes"), [self.num_heads, 1])
+        slopes = self.get_param_from_state_dict(self.key("slopes"), [self.heads.total, 1])
+        slopes = take(slopes, self.heads.share, Share.whole(1))
         self.slopes_id = self.add_initialized_input_tensor(slopes, self.key("slopes"))
 
     def __call__(self, graph: Graph, seq_length: Length, key_length: Length, past_length: Length = 0) -> ir.Value:
         """Returns biases `[N, L, S]` of L queries from position `past_length` on and S keys from position 0 on."""
         with graph.nameScope(self.context):
-            distances = ops.absolute(graph, _distances(graph, seq_length, key_length, past_length))
-            slopes = ops.unsqueeze(graph, ops.div(graph, self.slopes_id, -self.scaling_factor), [2])
-            return ops.mul(graph, slopes, ops.cast(graph, distances, np.float32))
+            return self._biases(graph, _distances(graph, seq_length, key_length, past_length))
+
+    def in_step(self, graph: Graph, step: Step, slots: ir.Value) -> ir.Value:
+        """Returns biases `[B, N, L, S]` of a step's tokens and all slots of its caches."""
+        with graph.nameScope(self.context):
+            return self._biases(graph, ops.unsqueeze(graph, _step_distances(graph, step, slots), [1]))
+
+    def _biases(self, graph: Graph, distances: ir.Value) -> ir.Value:
+        slopes = ops.unsqueeze(graph, ops.div(graph, self.slopes_id, -self.scaling_factor), [2])
+        return ops.mul(graph, slopes, ops.cast(graph, ops.absolute(graph, distances), np.float32))
 
 
 def _distances(graph: Graph, seq_length: Length, key_length: Length, past_length: Length) -> ir.Value:
     """Key minus query, int64 `[L, S]`."""
     queries = ops.unsqueeze(graph, consecutive(graph, past_length, seq_length), [1])
     return ops.sub(graph, ops.unsqueeze(graph, consecutive(graph, 0, key_length), [0]), queries)
+
+
+def _step_distances(graph: Graph, step: Step, slots: ir.Value) -> ir.Value:
+    """Slot minus position of the token, int64 `[B, L, S]`."""
+    keys = ops.unsqueeze(graph, consecutive(graph, 0, slots), [0, 1])
+    return ops.sub(graph, keys, ops.unsqueeze(graph, step.position_ids, [2]))

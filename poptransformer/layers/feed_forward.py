@@ -17,6 +17,8 @@ from poptransformer.layers.mlp import activation
 class FeedForwardNetwork(BaseLayer):
     """A stack of linear layers, each with its activation; see `poptransformer.nn.FeedForwardNetwork`.
 
+    Replicas divide the layers two by two: they share the columns between a first and a second one.
+
     Args:
         context: dotted path of the parent.
         name: attribute name in the module.
@@ -43,8 +45,12 @@ class FeedForwardNetwork(BaseLayer):
                 f"and {len(names)}."
             )
         self.activations = [None if name is None else activation(name) for name in names]
+        paired = len(layers_units) // 2 * 2
         self.layers = [
-            Linear(self.context, f"ffn.{index}.linear_layer", size, units, use_bias)
+            Linear(
+                *(self.context, f"ffn.{index}.linear_layer", size, units, use_bias),
+                strategy=("start", "end")[index % 2] if index < paired else "identity",
+            )
             for index, (size, units) in enumerate(zip([input_unit, *layers_units], layers_units, strict=False))
         ]
 

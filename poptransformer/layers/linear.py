@@ -9,6 +9,7 @@ import onnx_ir as ir
 from poptransformer import ops
 from poptransformer.graph import Graph
 from poptransformer.layers.base_layer import BaseLayer
+from poptransformer.parallel import Strategy, strategy_of, take
 
 
 class Linear(BaseLayer):
@@ -20,15 +21,24 @@ class Linear(BaseLayer):
         input_size: columns of the input.
         output_size: columns of the output.
         use_bias: whether the checkpoint holds a bias.
+        strategy: how replicas share the weight, see `poptransformer.parallel`: `identity`, `start`, `end`, or an object
+            such as `FusedQKV(num_heads, head_dim)`.
     """
 
     def __init__(
-        self, context: str | None, name: str | None, input_size: int, output_size: int, use_bias: bool = True
+        self,
+        context: str | None,
+        name: str | None,
+        input_size: int,
+        output_size: int,
+        use_bias: bool = True,
+        strategy: Strategy | str = "identity",
     ) -> None:
         super().__init__(context, name)
         self.input_size = input_size
         self.output_size = output_size
         self.use_bias = use_bias
+        self.strategy = strategy_of(strategy)
 
     def load_weight(self) -> np.ndarray:
         """Returns the weight as the graph multiplies by it, `[input_size, output_size]`."""
@@ -39,15 +49,23 @@ class Linear(BaseLayer):
         return self.get_param_from_state_dict(self.key("bias"), [self.output_size])
 
     def collect_bind_layer_weights(self) -> None:
-        self.weight_id = self.add_initialized_input_tensor(self.load_weight(), self.key("weight"))
+        inputs = self.strategy.inputs(self.build, self.input_size)
+        outputs = self.strategy.outputs(self.build, self.output_size)
+        self.weight_id = self.add_initialized_input_tensor(
+            take(self.load_weight(), inputs, outputs), self.key("weight")
+        )
         if self.use_bias:
-            self.bias_id = self.add_initialized_input_tensor(self.load_bias(), self.key("bias"))
+            bias = take(self.load_bias(), outputs)
+            if self.strategy.is_sum and self.build.replica > 0:
+                bias = np.zeros_like(bias)  # one replica adds it for all
+            self.bias_id = self.add_initialized_input_tensor(bias, self.key("bias"))
 
     def __call__(self, graph: Graph, x: ir.Value) -> ir.Value:
-        """Maps `[..., input_size]` to `[..., output_size]`."""
+        """Maps `[..., input_size]` to `[..., output_size]`, or to the replica's share where the strategy divides it."""
         with graph.nameScope(self.context):
             y = ops.matmul(graph, x, self.weight_id)
-            return ops.add(graph, y, self.bias_id) if self.use_bias else y
+            y = ops.add(graph, y, self.bias_id) if self.use_bias else y
+            return self.strategy.combine(graph, y, self.build)
 
 
 class Conv1D(Linear):

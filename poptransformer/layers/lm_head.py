@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from contextlib import AbstractContextManager
 
 import numpy as np
 import onnx_ir as ir
@@ -12,6 +14,7 @@ from poptransformer import ops
 from poptransformer.graph import Graph
 from poptransformer.layers.base_layer import BaseLayer
 from poptransformer.layers.embedding import Embedding
+from poptransformer.parallel import Share, Strategy, Vocabulary, strategy_of, take
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +29,8 @@ class LMHead(BaseLayer):
         embedding_size: D.
         tie_weight: the embedding whose table serves as the weight; None loads `<context>.weight`.
         use_bias: whether the checkpoint holds a bias.
+        strategy: `vocabulary`: each replica computes the logits of some tokens, and all of them get all; or
+            `identity`. A tied head follows its embedding.
     """
 
     def __init__(
@@ -36,21 +41,27 @@ class LMHead(BaseLayer):
         embedding_size: int,
         tie_weight: Embedding | None = None,
         use_bias: bool = False,
+        strategy: Strategy | str = "vocabulary",
     ) -> None:
         super().__init__(context, name)
         self.vocab_size = vocab_size
         self.embedding_size = embedding_size
         self.tie_weight = tie_weight
         self.use_bias = use_bias
+        self.strategy = strategy_of(strategy)
 
     def collect_bind_layer_weights(self) -> None:
-        if self.tie_weight is None or self._has_its_own_weight(self.tie_weight):
+        is_tied = self.tie_weight is not None and not self._has_its_own_weight(self.tie_weight)
+        if self.tie_weight is not None and is_tied:
+            self.weight_id, self.strategy = self.tie_weight.weight_id, self.tie_weight.strategy
+        rows = self.strategy.outputs(self.build, self.vocab_size)
+        self.is_divided = isinstance(self.strategy, Vocabulary) and self.num_replicas > 1
+        if not is_tied:
             weight = self.get_param_from_state_dict(self.key("weight"), [self.vocab_size, self.embedding_size])
+            weight = take(weight, rows, Share.whole(self.embedding_size))
             self.weight_id = self.add_initialized_input_tensor(weight, self.key("weight"))
-        else:
-            self.weight_id = self.tie_weight.weight_id
         if self.use_bias:
-            bias = self.get_param_from_state_dict(self.key("bias"), [self.vocab_size])
+            bias = take(self.get_param_from_state_dict(self.key("bias"), [self.vocab_size]), rows)
             self.bias_id = self.add_initialized_input_tensor(bias, self.key("bias"))
 
     def _has_its_own_weight(self, embedding: Embedding) -> bool:
@@ -67,7 +78,24 @@ class LMHead(BaseLayer):
 
     def __call__(self, graph: Graph, x: ir.Value) -> ir.Value:
         """Maps `[B, M, D]` to `[B, M, V]`."""
-        with graph.nameScope(self.context):
+        with graph.nameScope(self.context), self._placed(graph):
             # One table serves lookup and product when tied, so the transpose stays in the graph.
             logits = ops.matmul(graph, x, ops.transpose(graph, self.weight_id, [1, 0]))
-            return ops.add(graph, logits, self.bias_id) if self.use_bias else logits
+            if self.use_bias:
+                logits = ops.add(graph, logits, self.bias_id)
+            return self._gathered(graph, logits) if self.is_divided else logits
+
+    def _placed(self, graph: Graph) -> AbstractContextManager[None]:
+        """On the IPU of the table: the embedding's, or the last one."""
+        if len(self.build.layer_per_ipu or ()) < 2:
+            return contextlib.nullcontext()
+        is_tied = self.tie_weight is not None and self.weight_id is self.tie_weight.weight_id
+        ipu = 0 if is_tied else self.build.last_ipu
+        return self.device_scope(graph, ipu, ipu)
+
+    def _gathered(self, graph: Graph, logits: ir.Value) -> ir.Value:
+        """All replicas' logits, without those of the rows that fill up the last shares."""
+        every = ops.all_gather(graph, logits, self.num_replicas)
+        if every.shape is not None and every.shape[-1] == self.vocab_size:
+            return every
+        return ops.slice(graph, every, [0], [self.vocab_size], [-1], [1])

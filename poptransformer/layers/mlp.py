@@ -52,8 +52,8 @@ class MLP(BaseLayer):
     def __init__(self, context: str | None, name: str | None, input_size: int, hidden_size: int, act_fn: str) -> None:
         super().__init__(context, name)
         self.act_fn = activation(act_fn)
-        self.c_fc = Conv1D(self.context, "c_fc", input_size, hidden_size)
-        self.c_proj = Conv1D(self.context, "c_proj", hidden_size, input_size)
+        self.c_fc = Conv1D(self.context, "c_fc", input_size, hidden_size, strategy="start")
+        self.c_proj = Conv1D(self.context, "c_proj", hidden_size, input_size, strategy="end")
 
     def __call__(self, graph: Graph, x: ir.Value) -> ir.Value:
         """Maps `[..., input_size]` to the same shape."""
@@ -75,9 +75,9 @@ class GatedMLP(BaseLayer):
     ) -> None:
         super().__init__(context, name)
         self.act_fn = activation(act_fn)
-        self.gate_proj = Linear(self.context, "gate_proj", input_size, hidden_size, use_bias)
-        self.up_proj = Linear(self.context, "up_proj", input_size, hidden_size, use_bias)
-        self.down_proj = Linear(self.context, "down_proj", hidden_size, input_size, use_bias)
+        self.gate_proj = Linear(self.context, "gate_proj", input_size, hidden_size, use_bias, "start")
+        self.up_proj = Linear(self.context, "up_proj", input_size, hidden_size, use_bias, "start")
+        self.down_proj = Linear(self.context, "down_proj", hidden_size, input_size, use_bias, "end")
 
     def __call__(self, graph: Graph, x: ir.Value) -> ir.Value:
         """Maps `[..., input_size]` to the same shape."""

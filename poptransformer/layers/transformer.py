@@ -94,6 +94,7 @@ class Transformer(BaseLayer):
             decoder_layer=layer(TransformerDecoderLayer),
             num_layers=num_decoder_layers,
             norm=norm,
+            first_block=num_encoder_layers,
         )
         self.encoder: Any = encoder(self.context, "encoder")
         self.decoder: Any = decoder(self.context, "decoder")

@@ -11,11 +11,12 @@ import onnx_ir as ir
 from poptransformer.errors import ConfigError
 from poptransformer.graph import Graph
 from poptransformer.layers.base_layer import BaseLayer
-from poptransformer.layers.embedding_positions import RotaryPositionEmbeddingHelper
+from poptransformer.layers.embedding_positions import RotaryPositionEmbeddingHelper, StepBias
 from poptransformer.layers.feed_forward import FeedForwardNetwork
 from poptransformer.layers.norm import LayerNorm
 from poptransformer.layers.training_only import check_training_only
 from poptransformer.layers.transformer_encoder import LayerFactory, attention_factory, last_layer, residual
+from poptransformer.step import Step
 
 PastKeyValue = tuple[ir.Value, ...]
 
@@ -116,12 +117,17 @@ class TransformerDecoderLayer(BaseLayer):
         rotary_position_embedding_helper: RotaryPositionEmbeddingHelper | None = None,
         past_kv: PastKeyValue | None = None,
         cache_present_kv: bool = False,
-        self_attn_position_bias: ir.Value | None = None,
+        self_attn_position_bias: ir.Value | StepBias | None = None,
         cross_attn_position_bias: ir.Value | None = None,
         layer_idx: int | None = None,
+        step: Step | None = None,
     ) -> ir.Value | tuple[ir.Value, PastKeyValue]:
-        """Maps `[B, L, D]` to the same shape; see `poptransformer.nn.TransformerDecoderLayer`."""
+        """Maps `[B, L, D]` to the same shape; see `poptransformer.nn.TransformerDecoderLayer`.
+
+        `step` is for self-attention; see `MultiheadAttention`.
+        """
         present: list[ir.Value] = []
+        numbered: dict[str, Any] = {} if step is None else {"step": step}
 
         def attend(layer: Any, x: ir.Value, keys: ir.Value, **arguments: Any) -> ir.Value:
             attended = layer(graph, x, keys, keys, cache_present_kv=cache_present_kv, layer_idx=layer_idx, **arguments)
@@ -138,6 +144,7 @@ class TransformerDecoderLayer(BaseLayer):
                 past_kv=None if past_kv is None else past_kv[:2],
                 position_bias=self_attn_position_bias,
                 rotary_position_embedding_helper=rotary_position_embedding_helper,
+                **numbered,
             )
 
         def cross_attention(x: ir.Value) -> ir.Value:
@@ -170,6 +177,7 @@ class TransformerDecoder(BaseLayer):
         decoder_layer: called with context and name, makes a layer.
         num_layers: layers.
         norm: called with context and name, makes the norm of the last layer's output; None for none.
+        first_block: number of the first layer for `layer_per_ipu`; behind an encoder, the encoder's layers.
     """
 
     def __init__(
@@ -179,8 +187,11 @@ class TransformerDecoder(BaseLayer):
         decoder_layer: LayerFactory,
         num_layers: int,
         norm: LayerFactory | None = None,
+        *,
+        first_block: int = 0,
     ) -> None:
         super().__init__(context, name)
+        self.first_block = first_block
         self.layers = [decoder_layer(self.context, f"layers.{index}") for index in range(num_layers)]
         self.norm = None if norm is None else norm(self.context, "norm")
 
@@ -193,18 +204,22 @@ class TransformerDecoder(BaseLayer):
         memory_mask: ir.Value | None = None,
         tgt_key_padding_mask: ir.Value | None = None,
         memory_key_padding_mask: ir.Value | None = None,
-        self_attn_position_bias: ir.Value | None = None,
+        self_attn_position_bias: ir.Value | StepBias | None = None,
         cross_attn_position_bias: ir.Value | None = None,
         rotary_position_embedding_helper: RotaryPositionEmbeddingHelper | None = None,
         past_kv: Sequence[PastKeyValue] | None = None,
         cache_present_kv: bool = False,
         extract_layer_idx: int | None = None,
+        step: Step | None = None,
     ) -> ir.Value | tuple[ir.Value, list[PastKeyValue]]:
-        """Maps `[B, L, D]` to the same shape; see `poptransformer.nn.TransformerDecoder`."""
+        """Maps `[B, L, D]` to the same shape; see `poptransformer.nn.TransformerDecoder`.
+
+        With `step`, in a model of `poptransformer.models`, self-attention is causal over the engine's caches.
+        """
         with graph.nameScope(self.context):
             x, presents = tgt, []
             for index in range(last_layer(extract_layer_idx, len(self.layers)) + 1):
-                with self.block_scope(graph, index):
+                with self.block_scope(graph, self.first_block + index):
                     x = self.layers[index](
                         *(graph, x, memory, tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask),
                         rotary_position_embedding_helper=rotary_position_embedding_helper,
@@ -213,6 +228,7 @@ class TransformerDecoder(BaseLayer):
                         self_attn_position_bias=self_attn_position_bias,
                         cross_attn_position_bias=cross_attn_position_bias,
                         layer_idx=index,
+                        **({} if step is None else {"step": step}),
                     )
                 if cache_present_kv:
                     x, present = x

@@ -13,11 +13,12 @@ from poptransformer.build import check_choice
 from poptransformer.errors import ConfigError
 from poptransformer.graph import Graph
 from poptransformer.layers.base_layer import BaseLayer
-from poptransformer.layers.embedding_positions import RotaryPositionEmbeddingHelper
+from poptransformer.layers.embedding_positions import RotaryPositionEmbeddingHelper, StepBias
 from poptransformer.layers.feed_forward import FeedForwardNetwork
 from poptransformer.layers.multihead_attention import MultiheadAttention
 from poptransformer.layers.norm import LayerNorm
 from poptransformer.layers.training_only import check_training_only
+from poptransformer.step import Step
 
 # Called with a context and a name, makes the layer of that name: a class with its other arguments bound.
 LayerFactory = Callable[..., Any]
@@ -125,9 +126,12 @@ class TransformerEncoderLayer(BaseLayer):
         src_mask: ir.Value | None = None,
         src_key_padding_mask: ir.Value | None = None,
         rotary_position_embedding_helper: RotaryPositionEmbeddingHelper | None = None,
-        self_attn_position_bias: ir.Value | None = None,
+        self_attn_position_bias: ir.Value | StepBias | None = None,
+        layer_idx: int | None = None,
+        step: Step | None = None,
     ) -> ir.Value:
-        """Maps `[B, L, D]` to the same shape."""
+        """Maps `[B, L, D]` to the same shape; for `layer_idx` and `step` see `MultiheadAttention`."""
+        numbered = {} if step is None else {"layer_idx": layer_idx, "step": step}
 
         def attend(x: ir.Value) -> ir.Value:
             return self.self_attn(
@@ -136,6 +140,7 @@ class TransformerEncoderLayer(BaseLayer):
                 key_padding_mask=src_key_padding_mask,
                 position_bias=self_attn_position_bias,
                 rotary_position_embedding_helper=rotary_position_embedding_helper,
+                **numbered,
             )
 
         return self._blocks(graph, src, attend)
@@ -184,10 +189,14 @@ class TransformerEncoder(BaseLayer):
         mask: ir.Value | None = None,
         src_key_padding_mask: ir.Value | None = None,
         rotary_position_embedding_helper: RotaryPositionEmbeddingHelper | None = None,
-        self_attn_position_bias: ir.Value | None = None,
+        self_attn_position_bias: ir.Value | StepBias | None = None,
         extract_layer_idx: int | None = None,
+        step: Step | None = None,
     ) -> ir.Value:
-        """Maps `[B, L, D]` to the same shape; see `poptransformer.nn.TransformerEncoder`."""
+        """Maps `[B, L, D]` to the same shape; see `poptransformer.nn.TransformerEncoder`.
+
+        With `step`, in a model of `poptransformer.models`, all layers attend causally over the engine's caches.
+        """
         with graph.nameScope(self.context):
             x = src
             for index in range(last_layer(extract_layer_idx, len(self.layers)) + 1):
@@ -196,5 +205,6 @@ class TransformerEncoder(BaseLayer):
                         *(graph, x, mask, src_key_padding_mask),
                         rotary_position_embedding_helper=rotary_position_embedding_helper,
                         self_attn_position_bias=self_attn_position_bias,
+                        **({} if step is None else {"layer_idx": index, "step": step}),
                     )
             return x if self.norm is None or extract_layer_idx is not None else self.norm(graph, x)

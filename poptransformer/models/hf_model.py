@@ -9,10 +9,9 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import onnx_ir as ir
 
 from poptransformer.build import check_choice, check_positive, current_build, use_build
 from poptransformer.checkpoint import (
@@ -24,10 +23,15 @@ from poptransformer.checkpoint import (
     random_checkpoint,
 )
 from poptransformer.errors import ConfigError, GraphError
-from poptransformer.graph import Graph
 from poptransformer.placement import check_placement
-from poptransformer.step import StateSpec, Step
 from poptransformer.utils.progress import progress
+
+if TYPE_CHECKING:
+    # Imported where a graph is built; running a compiled model needs none of it.
+    import onnx_ir as ir
+
+    from poptransformer.graph import Graph
+    from poptransformer.step import StateSpec
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +126,6 @@ class HFModel:
         if topk == 1 and (temperature, top_p, min_p) != (1.0, 1.0, 0.0):
             logger.warning("topk is 1, which is greedy: temperature, top_p and min_p change nothing. Set model.topk=0.")
         self._requested_max_length = max_length
-        self.graph = Graph()
         self.states: tuple[StateSpec, ...] = ()
         self.is_built = False
 
@@ -221,18 +224,30 @@ class HFModel:
 
     # -- graph --------------------------------------------------------------------------------------------------
 
+    @functools.cached_property
+    def graph(self) -> Graph:
+        """The step graph; empty before `build_graph`."""
+        from poptransformer.graph import Graph
+
+        return Graph()
+
     def build_model_graph(self) -> ir.Value:
         """Adds the model to `self.graph`, reading `self.step`; returns the logits `[B, M, V]`."""
         raise NotImplementedError(f"{type(self).__name__} must define build_model_graph(self).")
 
     def build_graph(self) -> None:
-        """Builds the step graph.
+        """Builds the step graph, with the weights of replica `self.build.replica`.
 
         Raises:
             ConfigError: `layer_per_ipu` does not add up to the number of layers.
             MissingWeightError: the checkpoint lacks a tensor.
             GraphError: `build_model_graph` returned something else than logits.
         """
+        import onnx_ir as ir
+
+        from poptransformer.graph import Graph
+        from poptransformer.step import Step
+
         self._check_family()
         if self.build.layer_per_ipu is not None:
             check_placement(self.build.layer_per_ipu, self.num_layers)

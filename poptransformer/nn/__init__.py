@@ -20,6 +20,7 @@ from poptransformer.nn.embedding import EmbeddingLayer
 from poptransformer.nn.encoder import TransformerEncoder, TransformerEncoderLayer
 from poptransformer.nn.feed_forward import FeedForwardNetwork
 from poptransformer.nn.initializers import INITIALIZERS, create_initializer
+from poptransformer.nn.language_model import LanguageModel
 from poptransformer.nn.linformer import LinformerAttention, LinformerEncoder, LinformerEncoderLayer
 from poptransformer.nn.losses import GPTLMHeadModelLoss
 from poptransformer.nn.masks import (
@@ -47,6 +48,7 @@ __all__ = [
     "FeedForwardNetwork",
     "FixedPositionEmbeddingLayer",
     "GPTLMHeadModelLoss",
+    "LanguageModel",
     "LearnedPositionEmbeddingLayer",
     "LinformerAttention",
     "LinformerEncoder",

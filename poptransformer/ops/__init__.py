@@ -2,6 +2,7 @@
 """Operators as functions: `ops.matmul(graph, x, y)` adds a node and returns its output value."""
 
 from poptransformer.ops.attention import cached_attention, rotary_cached_attention
+from poptransformer.ops.collectives import all_gather, all_reduce
 from poptransformer.ops.customized import linear
 from poptransformer.ops.quantized import quantized_embedding, quantized_linear, round_to_float8
 from poptransformer.ops.recurrent import wkv
@@ -59,6 +60,8 @@ from poptransformer.ops.standard import (
 __all__ = [
     "absolute",
     "add",
+    "all_gather",
+    "all_reduce",
     "arange",
     "argmax",
     "cached_attention",

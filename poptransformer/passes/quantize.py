@@ -31,6 +31,8 @@ from poptransformer.recipe import EVERYTHING, Choice, Recipe
 
 logger = logging.getLogger(__name__)
 
+_AFTER_A_HEAD = ("Add", "Mul", "Div", "Identity", "AllGather", "Slice")
+
 
 def calibrated_inputs(model: ir.Model, recipe: Recipe) -> list[str]:
     """Returns the names of the values whose statistics `quantize` will ask for, in the order of the weights."""
@@ -114,11 +116,11 @@ def _rule(recipe: Recipe, matrix: Matrix) -> tuple[str, Choice]:
 
 
 def _gives_output(value: ir.Value) -> bool:
-    """Whether a product is an output of the graph, but for a bias or a factor: the model's head."""
+    """Whether a product is an output of the graph, but for a bias, a factor or other replicas' columns: the head."""
     if value.is_graph_output():
         return True
     return any(
-        use.node.op_type in ("Add", "Mul", "Div", "Identity") and _gives_output(use.node.outputs[0])
+        use.node.op_type in _AFTER_A_HEAD and _gives_output(use.node.outputs[0])
         for use in value.uses()
         if len(value.uses()) == 1
     )

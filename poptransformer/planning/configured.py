@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from poptransformer.errors import ConfigError
 from poptransformer.ipu.checks import check_prompt, explain_failure
@@ -62,7 +63,15 @@ def model_of(checked: CheckedConfig) -> PlannedModel:
     config = find_config(name, given.get("hf_cache_dir"))
     cls = find_target("model._target_", given["_target_"])
     model = build_model(config, recipe, bool(given.get("fp8_cache")), cls, given.get("max_length"))
-    return dataclasses.replace(model, name=str(given.get("hf_model_name") or name))
+    return dataclasses.replace(model, name=title_of(str(name)))
+
+
+def title_of(name: str) -> str:
+    """What reports call a model: its hub name, or the last part of a path; a `config.json` is called as its folder."""
+    path = Path(name)
+    if path.suffix == ".json":
+        return path.parent.name or path.stem if path.stem == "config" else path.stem.replace("--", "/")
+    return path.name if "://" in name or path.exists() else name
 
 
 def workload_of(checked: CheckedConfig, model: PlannedModel) -> Workload:
@@ -96,32 +105,47 @@ def plan_config(checked: CheckedConfig, model: PlannedModel | None = None) -> Pl
     asked, layers = checked.global_args.num_replicas, checked.model.get("layer_per_ipu")
     replicas = None if asked == AUTO else [int(asked)]
     if layers in (AUTO, None):
-        found = search(model.graph, device, workload, replicas, checked.plan.max_ipus)
+        found = search(model.sharded, device, workload, replicas, checked.plan.max_ipus)
     else:
         limit = checked.plan.max_ipus or device.max_ipus
-        found = fixed_stages(model.graph, device, workload, layers, replicas or powers_of_two(limit))
+        found = fixed_stages(model.sharded, device, workload, layers, replicas or powers_of_two(limit))
     if not found.plans:
-        whole = evaluate(make_replica(model.graph, device, workload, 1), [model.blocks])
+        whole = evaluate(make_replica(model.graph, device, workload), [model.blocks])
         raise ConfigError(explain_failure(whole, found.rejected))
     return Planned(model, device, workload, found, found.best(checked.plan.objective))
 
 
-def score_config(checked: CheckedConfig, model: PlannedModel | None = None) -> tuple[Plan, PlannedModel]:
+def global_args_of(plan: Plan, batch_per_step: int) -> dict[str, Any]:
+    """Returns the keys of `global_args` that a plan decides: replicas, and whether its stages overlap.
+
+    Args:
+        plan: the plan.
+        batch_per_step: batches of a step as configured; a pipeline takes one for each stage at least.
+    """
+    found: dict[str, Any] = {"num_replicas": plan.replicas, "enable_pipeline": plan.is_pipelined}
+    if plan.replicas > 1:
+        found["model_type"] = "tp"
+    if plan.is_pipelined:
+        found["batch_per_step"] = max(batch_per_step, len(plan.stages))
+    return found
+
+
+def score_config(checked: CheckedConfig, model: PlannedModel) -> Plan:
     """Costs a configuration's own division into stages and replicas, whether it fits or not.
 
     Args:
         checked: the configuration, without `auto`.
-        model: its model, where it is built already.
+        model: its model.
 
     Raises:
         ConfigError: the layers do not add up, or the heads cannot be divided.
     """
-    model = model or model_of(checked)
     device, workload = device_of(checked), workload_of(checked, model)
     layers = checked.model.get("layer_per_ipu") or [model.blocks]
-    variants = replica_variants(model.graph, device, workload, int(checked.global_args.num_replicas))
-    plans = [evaluate(replica, layers) for replica in variants]
-    return next((plan for plan in plans if plan.fits), plans[-1]), model
+    variants = replica_variants(model.sharded(int(checked.global_args.num_replicas)), device, workload)
+    is_pipelined = checked.global_args.enable_pipeline and len(layers) > 1
+    plans = [evaluate(replica, layers, is_pipelined) for replica in variants]
+    return next((plan for plan in plans if plan.fits), plans[-1])
 
 
 def sweep(checked: CheckedConfig, planned: Planned) -> Iterator[tuple[str, int, tuple[Plan, ...]]]:
@@ -140,10 +164,12 @@ def sweep(checked: CheckedConfig, planned: Planned) -> Iterator[tuple[str, int, 
     for name in [precision, *others]:
         model = own
         if name != precision:
-            global_args = dataclasses.replace(checked.global_args, precision=name)
-            model = model_of(dataclasses.replace(checked, global_args=global_args))
+            model = own.stored_as(Recipe.of(name, checked.global_args.quantization))
         for factor in LENGTHS:
             workload = dataclasses.replace(planned.workload, max_length=max(1, round(factor * length)))
             workload = dataclasses.replace(workload, prompt_tokens=min(workload.prompt_tokens, workload.max_length))
-            found = search(model.graph, planned.device, workload, None, checked.plan.max_ipus)
-            yield name, workload.max_length, found.plans
+            if name == precision and workload == planned.workload:
+                plans = planned.search.plans
+            else:
+                plans = search(model.sharded, planned.device, workload, None, checked.plan.max_ipus).plans
+            yield name, workload.max_length, plans

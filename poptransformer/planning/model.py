@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import importlib.resources
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ import onnx_ir as ir
 from poptransformer import passes
 from poptransformer.build import Build, use_build
 from poptransformer.checkpoint import Checkpoint, HFConfig, blank_checkpoint, open_checkpoint
+from poptransformer.errors import ConfigError
 from poptransformer.graph import IR_VERSION, WeightTensor
 from poptransformer.ipu.segments import StepGraph
 from poptransformer.ipu.trace import Stored
@@ -54,21 +56,87 @@ def find_config(name: str, cache_dir: str | None = None) -> HFConfig:
     return open_checkpoint(name, cache_dir=cache_dir).config
 
 
+class BuiltGraphs:
+    """A model's step graphs, one for each number of replicas, built when they are asked for and kept.
+
+    Args:
+        make: number of replicas -> the model, its graph still to be built.
+    """
+
+    def __init__(self, make: Callable[[int], HFModel]) -> None:
+        self._make = make
+        self._built: dict[int, HFModel | ConfigError] = {}
+
+    def model(self, replicas: int) -> HFModel:
+        """Returns the model of one of `replicas` replicas.
+
+        Raises:
+            ConfigError: the model cannot be divided among so many.
+        """
+        if replicas not in self._built:
+            try:
+                self._built[replicas] = self._build(replicas)
+            except ConfigError as error:
+                self._built[replicas] = error
+        found = self._built[replicas]
+        if isinstance(found, ConfigError):
+            raise found
+        return found
+
+    def _build(self, replicas: int) -> HFModel:
+        with _quiet():
+            model = self._make(replicas)
+            model.build_graph()
+            passes.matmul_to_linear(ir.Model(model.graph.ir_graph, ir_version=IR_VERSION))
+        return model
+
+
 @dataclasses.dataclass(frozen=True)
 class PlannedModel:
     """A model without weights.
 
     Attributes:
         name: what it is called.
-        graph: its step graph.
-        max_length: tokens of prompt and answer together.
-        stored_bits: bits of the weights that the checkpoint holds.
+        graphs: its step graphs.
+        recipe: how its weights will be stored.
+        fp8_cache: whether keys and values take 8 bits.
     """
 
     name: str
-    graph: StepGraph
-    max_length: int
-    stored_bits: int
+    graphs: BuiltGraphs
+    recipe: Recipe
+    fp8_cache: bool = False
+    _known: dict[int, StepGraph] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def sharded(self, replicas: int) -> StepGraph:
+        """Returns the step graph of one of `replicas` replicas.
+
+        Raises:
+            ConfigError: the model cannot be divided among so many.
+        """
+        if replicas not in self._known:
+            graph = self.graphs.model(replicas).graph.ir_graph
+            self._known[replicas] = step_graph(graph, self.recipe, self.fp8_cache, replicas)
+        return self._known[replicas]
+
+    def stored_as(self, recipe: Recipe) -> PlannedModel:
+        """The same model with its weights stored in another way; its graphs are not built again."""
+        return PlannedModel(self.name, self.graphs, recipe, self.fp8_cache)
+
+    @property
+    def graph(self) -> StepGraph:
+        """The step graph of the whole model."""
+        return self.sharded(1)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of prompt and answer together."""
+        return self.graphs.model(1).max_length
+
+    @property
+    def stored_bits(self) -> int:
+        """Bits of the weights that the checkpoint holds."""
+        return _checkpoint_bits(self.graphs.model(1).checkpoint)
 
     @property
     def blocks(self) -> int:
@@ -83,7 +151,7 @@ def build_model(
     model_class: type[HFModel] | None = None,
     max_length: int | None = None,
 ) -> PlannedModel:
-    """Builds a model's step graph over blank weights, one block on each IPU.
+    """Returns a model to be planned; its graphs are built over blank weights, one for each number of replicas.
 
     Args:
         config: the model's configuration.
@@ -94,26 +162,51 @@ def build_model(
     """
     from poptransformer.models import model_class_for
 
-    cls = model_class or model_class_for(config)
-    checkpoint = blank_checkpoint(config)
-    with _quiet():
-        with use_build(Build(precision="fp32")):
-            ones = (1,) * cls.from_checkpoint(checkpoint).num_layers
-            model = cls.from_checkpoint(checkpoint, max_length=max_length, layer_per_ipu=ones)
-        model.build_graph()
-        whole = ir.Model(model.graph.ir_graph, ir_version=IR_VERSION)
-        passes.matmul_to_linear(whole)
-        chosen = planned_choices(whole, recipe)
+    cls, checkpoint = model_class or model_class_for(config), blank_checkpoint(config)
+
+    def make(replicas: int) -> HFModel:
+        with use_build(Build(model_type="tp", num_replicas=replicas, precision="fp32")):
+            return cls.from_checkpoint(checkpoint, max_length=max_length)
+
+    return PlannedModel(config.source, BuiltGraphs(make), recipe, fp8_cache)
+
+
+def built_model(model: HFModel) -> PlannedModel:
+    """Returns a model that was compiled, to be costed: its graph as it was before the passes.
+
+    Args:
+        model: stays as it is; its weights are not read.
+    """
+
+    def make(replicas: int) -> HFModel:
+        again = copy.copy(model)
+        again.build = dataclasses.replace(model.build, model_type="tp", num_replicas=replicas, replica=0)
+        return again
+
+    return PlannedModel(model.checkpoint.source, BuiltGraphs(make), model.build.recipe, model.fp8_cache)
+
+
+def step_graph(graph: ir.Graph, recipe: Recipe, fp8_cache: bool, replicas: int) -> StepGraph:
+    """Returns a graph that can be costed.
+
+    Args:
+        graph: as layers wrote it, its products with weights as `Linear`.
+        recipe: how its weights will be stored.
+        fp8_cache: whether keys and values take 8 bits.
+        replicas: how many share the model.
+    """
     numbers = numbers_of(recipe, fp8_cache)
-    initializers = whole.graph.initializers
+    with _quiet():
+        chosen = planned_choices(ir.Model(graph, ir_version=IR_VERSION), recipe)
+    initializers = graph.initializers
     stored = {name: _stored(initializers[name], choice, numbers) for name, choice in chosen.items()}
-    graph = StepGraph(whole.graph, numbers, stored)
-    return PlannedModel(config.source, graph, model.max_length, _checkpoint_bits(config, checkpoint))
+    return StepGraph(graph, numbers, stored, replicas)
 
 
-def _checkpoint_bits(config: HFConfig, checkpoint: Checkpoint) -> int:
+def _checkpoint_bits(checkpoint: Checkpoint) -> int:
     """Bits of a checkpoint's matrices: of its packed ones (chatglm's `quantization_bit`), or of its floats."""
-    return config.get("quantization_bit") or 8 * checkpoint.state_dict.get_tensor("any", [1]).dtype.itemsize
+    packed = checkpoint.config.get("quantization_bit")
+    return packed or 8 * checkpoint.state_dict.get_tensor("any", [1]).dtype.itemsize
 
 
 def numbers_of(recipe: Recipe, fp8_cache: bool) -> Numbers:

@@ -10,12 +10,12 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import poptransformer
 from poptransformer.errors import PopTransformerError
 from poptransformer.runtime.artefact import load_artefact, save_artefact
-from poptransformer.runtime.compiled import CompiledModel
+from poptransformer.runtime.compiled import CompiledModel, replica_name
 
 if TYPE_CHECKING:
     from poptransformer.models.base_model import HFModel
@@ -45,13 +45,21 @@ class CompiledCache:
         self.compiler_options = dict(compiler_options or {})
         self.fuse = fuse
 
-    def get(self, model: HFModel, make: Callable[[HFModel], CompiledModel]) -> CompiledModel:
+    def get(
+        self, model: HFModel, make: Callable[[HFModel], CompiledModel], replica: int | None = None
+    ) -> CompiledModel:
         """Returns the compiled form of `model`: what lies here, or else what `make` returns, stored for the next time.
+
+        Args:
+            model: the model.
+            make: compiles it.
+            replica: the only replica that this process runs, which has a folder of its own.
 
         Raises:
             PopTransformerError: the folder cannot be written.
         """
-        path = self.folder / cache_key(model, self.compiler_options, self.fuse)
+        key = cache_key(model, self.compiler_options, self.fuse)
+        path = self.folder / (key if replica is None else f"{key}-{replica_name(replica)}")
         compiled = _load(path) if path.exists() else None
         if compiled is not None:
             logger.info("using the compiled model in %s", path)
@@ -76,9 +84,17 @@ def cache_key(model: HFModel, compiler_options: Mapping[str, bool] | None = None
     Raises:
         PopTransformerError: the model's class has no source file.
     """
+    parts = {"checkpoint": model.checkpoint.fingerprint} | cache_parts(model, compiler_options, fuse)
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return f"{type(model).__name__}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def cache_parts(
+    model: HFModel, compiler_options: Mapping[str, bool] | None = None, fuse: bool = True
+) -> dict[str, Any]:
+    """Returns what makes two compiled models of one checkpoint differ, by name."""
     build = model.build
-    parts = {
-        "checkpoint": model.checkpoint.fingerprint,
+    return {
         "model": [type(model).__qualname__, *_model_sources(type(model))],
         "settings": {k: v for k, v in vars(model).items() if k not in _AT_RUN_TIME and isinstance(v, _PLAIN)},
         "compiler_options": compiler_options or {},
@@ -94,8 +110,6 @@ def cache_key(model: HFModel, compiler_options: Mapping[str, bool] | None = None
         ],
         "max_length": model.max_length,
     }
-    text = json.dumps(parts, sort_keys=True, default=str)
-    return f"{type(model).__name__}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def _model_sources(model_class: type) -> list[str]:

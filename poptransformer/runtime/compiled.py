@@ -6,9 +6,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import logging
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +19,14 @@ import poptransformer
 from poptransformer.errors import ConfigError
 from poptransformer.quantization_report import QuantizationReport
 from poptransformer.state import SLOTS, StateSpec
+from poptransformer.utils.progress import progress
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from poptransformer.models.base_model import HFModel
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "poptransformer."
 
@@ -44,6 +48,8 @@ class ModelInfo:
         fuse: whether nodes were put together that one kernel computes.
         quantization: the details by which weights were quantized; keys of `QuantizationConfig`.
         report: what became of each weight matrix.
+        num_replicas: replicas that share the weights; each runs the same graph.
+        layer_per_ipu: decoder blocks of each pipeline stage; empty where there is one stage.
     """
 
     model_class: str
@@ -58,6 +64,18 @@ class ModelInfo:
     fuse: bool = True
     quantization: dict[str, Any] = dataclasses.field(default_factory=dict)
     report: QuantizationReport = QuantizationReport()
+    num_replicas: int = 1
+    layer_per_ipu: tuple[int, ...] = ()
+
+    @property
+    def num_stages(self) -> int:
+        """Pipeline stages."""
+        return max(1, len(self.layer_per_ipu))
+
+    @property
+    def num_ranks(self) -> int:
+        """Ranks that run the model together."""
+        return self.num_replicas * self.num_stages
 
     @property
     def has_fp8_cache(self) -> bool:
@@ -73,10 +91,10 @@ class ModelInfo:
         """Makes it of what `dataclasses.asdict` gave, after a way through JSON."""
         states = tuple(StateSpec(**{**state, "shape": tuple(state["shape"])}) for state in fields["states"])
         report = QuantizationReport.from_json(fields.get("report", {}).get("weights", ()))
-        stop_token_ids = tuple(fields["stop_token_ids"])
-        marks = tuple(map(tuple, fields.get("prompt_marks", ())))
-        read = {"stop_token_ids": stop_token_ids, "states": states, "prompt_marks": marks, "report": report}
-        return cls(**{**fields, **read})
+        known = {**fields, "states": states, "report": report}
+        known |= {name: tuple(fields.get(name, ())) for name in ("stop_token_ids", "layer_per_ipu")}
+        known["prompt_marks"] = tuple(map(tuple, fields.get("prompt_marks", ())))
+        return cls(**known)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,17 +107,28 @@ class CompiledModel:
     Attributes:
         source: the graph, or the folder of a saved model.
         info: what a runtime needs beside it.
+        replica: whose weights these are.
+        peers: the other replicas, where they are to run in this process.
         lock: held while the model is written out, when its weights are replaced by references for a moment.
     """
 
     source: ir.Model | Path
     info: ModelInfo
+    replica: int = 0
+    peers: tuple[CompiledModel, ...] = dataclasses.field(default=(), repr=False)
     lock: Any = dataclasses.field(default_factory=threading.RLock, compare=False, repr=False)
 
     @property
     def folder(self) -> Path | None:
         """The folder of a saved model; None for one in memory."""
         return self.source if isinstance(self.source, Path) else None
+
+    @property
+    def weights_folder(self) -> Path | None:
+        """The folder of a saved model's `weights.bin`; None for a model in memory."""
+        if self.folder is None or self.info.num_replicas == 1:
+            return self.folder
+        return self.folder / replica_name(self.replica)
 
     @functools.cached_property
     def model(self) -> ir.Model:
@@ -108,7 +137,43 @@ class CompiledModel:
             return self.source
         import onnx_ir as ir
 
-        return ir.load(self.source / "model.onnx")
+        model = ir.load(self.source / "model.onnx")
+        ir.external_data.set_base_dir(model.graph, str(self.weights_folder))
+        return model
+
+
+def replica_name(replica: int) -> str:
+    """Name of the folder, in a saved model of several replicas, that holds the weights of one."""
+    return f"replica-{replica}"
+
+
+def compile_replicas(
+    model: HFModel,
+    compiler_options: Mapping[str, bool] | None = None,
+    fuse: bool = True,
+    replicas: Sequence[int] | None = None,
+) -> CompiledModel:
+    """Builds and compiles replicas of a model.
+
+    Args:
+        model: the model; its graph is built once for each replica.
+        compiler_options: see `compile_model`.
+        fuse: see `compile_model`.
+        replicas: which ones; all by default.
+
+    Returns:
+        The first of them, with the others as its peers.
+    """
+    compiled = []
+    for replica in range(model.build.num_replicas) if replicas is None else replicas:
+        if model.build.num_replicas > 1:
+            logger.info("building replica %d of %d", replica, model.build.num_replicas)
+        if not model.is_built or model.build.replica != replica:
+            model.build = dataclasses.replace(model.build, replica=replica)
+            model.build_graph()
+        with progress("compiling"):
+            compiled.append(compile_model(model, compiler_options, fuse))
+    return dataclasses.replace(compiled[0], peers=tuple(compiled[1:]))
 
 
 def compile_model(
@@ -140,6 +205,8 @@ def compile_model(
     passes.matmul_to_linear(compiled)
     report = quantize(compiled, model)
     states = passes.store_caches(compiled, model.states, _cache_dtype(model))
+    if len(model.build.layer_per_ipu or ()) > 1:
+        passes.place_after_blocks(compiled)
     if fuse:
         passes.fuse(compiled)
     passes.attach_functions(compiled)
@@ -157,9 +224,11 @@ def compile_model(
         fuse=fuse,
         quantization=dataclasses.asdict(model.build.recipe.details),
         report=report,
+        num_replicas=model.build.num_replicas,
+        layer_per_ipu=model.build.layer_per_ipu or (),
     )
     compiled.metadata_props.update(info.to_metadata() | _provenance(model, compiler_options or {}))
-    return CompiledModel(compiled, info)
+    return CompiledModel(compiled, info, model.build.replica)
 
 
 def _check_caches(model: HFModel) -> None:
@@ -184,10 +253,12 @@ def state_bytes(model: HFModel, sizes: Mapping[str, int]) -> int:
         model: a model whose `build_graph` has been called.
         sizes: sizes of the named dimensions.
     """
+    readers = {str(v.name): {use.node.op_type for use in v.uses()} for v in model.graph.ir_graph.inputs}
     total = 0
     for state in model.states:
         count = math.prod(sizes[dim] if isinstance(dim, str) else dim for dim in state.shape)
-        total += count * np.dtype(_cache_dtype(model) if state.in_place else state.dtype).itemsize
+        is_narrow = readers[state.past] == {"CachedAttention"}  # what `store_caches` changes
+        total += count * np.dtype(_cache_dtype(model) if is_narrow else state.dtype).itemsize
     return total
 
 

@@ -18,6 +18,8 @@ import onnxruntime as ort
 from poptransformer import native
 from poptransformer.build import check_positive
 from poptransformer.checkpoint import release
+from poptransformer.errors import PopTransformerError
+from poptransformer.parallel.communicator import Groups
 
 if TYPE_CHECKING:
     # Imported where a graph is at hand; opening a saved model needs none of it.
@@ -31,6 +33,7 @@ WEIGHTS = "weights.bin"
 # Our ops over weights: for each, the number of its first weight. They and what follows are read by the kernel alone.
 FIRST_WEIGHT = {"Linear": 1, "QuantizedLinear": 1, "QuantizedEmbedding": 1, "FusedLinear": 1}
 PROVIDERS = ["CPUExecutionProvider"]
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,12 +45,14 @@ class SessionSettings:
         profile_prefix: write an onnxruntime profile to `<prefix>_<time>.json`.
         log_severity: onnxruntime's own log level, 0 verbose to 4 fatal.
         use_native: run our own kernels; False runs the function bodies.
+        groups: whom the sessions talk to, for one rank of several.
     """
 
     threads: int | None = None
     profile_prefix: str | None = None
     log_severity: int = 3
     use_native: bool = True
+    groups: Groups | None = None
 
     def __post_init__(self) -> None:
         if self.threads is not None:
@@ -125,9 +130,11 @@ def serialize(model: ir.Model, left_out: Mapping[str, ir.TensorProtocol]) -> byt
     """Returns the model as protobuf: references to `weights.bin` for `left_out`, all other weights inside."""
     import onnx_ir as ir
 
+    # What lies in another file comes inside however small it is: that file is not this session's.
+    inside = large_weights(model) | _external_weights(model)
     tensors: dict[str, ir.TensorProtocol] = {
         name: ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=name)
-        for name, tensor in large_weights(model).items()
+        for name, tensor in inside.items()
         if name not in left_out
     }
     for name, tensor in left_out.items():
@@ -135,6 +142,13 @@ def serialize(model: ir.Model, left_out: Mapping[str, ir.TensorProtocol]) -> byt
         tensors[name] = ir.ExternalTensor(WEIGHTS, 0, tensor.nbytes, tensor.dtype, shape=shape, name=name)
     with replaced_weights(model.graph, tensors):
         return ir.serde.serialize_model(model).SerializeToString()
+
+
+def _external_weights(model: ir.Model) -> dict[str, ir.TensorProtocol]:
+    import onnx_ir as ir
+
+    tensors = {name: value.const_value for name, value in model.graph.initializers.items()}
+    return {name: tensor for name, tensor in tensors.items() if isinstance(tensor, ir.ExternalTensor)}
 
 
 def make_session(
@@ -156,25 +170,35 @@ def make_session(
     if not native_loaded:
         names = list(large)
         options.add_external_initializers(names, [weights.value(name, large[name]) for name in names])
-        return _session(serialize(model, large), options, weights)
+        return _session(serialize(model, large), options, settings, weights)
     shared = {name: tensor for name, tensor in large.items() if _only_read_by_row(model.graph.initializers[name])}
     for name, tensor in shared.items():
         options.add_initializer(name, weights.value(name, tensor))
     with _stand_in_file(shared) as folder:
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
-        return _session(serialize(model, shared), options, weights)
+        options.add_session_config_entry(_WEIGHTS_FOLDER, folder)
+        return _session(serialize(model, shared), options, settings, weights)
 
 
-def open_session(path: Path, settings: SessionSettings) -> ort.InferenceSession:
-    """Opens a saved model; onnxruntime maps the weights beside it."""
+def open_session(path: Path, settings: SessionSettings, weights_folder: Path | None = None) -> ort.InferenceSession:
+    """Opens a saved model; onnxruntime maps the weights beside it, or those in `weights_folder`."""
     options, _ = session_options(settings)
-    return ort.InferenceSession(str(path), options, providers=PROVIDERS)
+    if weights_folder is None:
+        return _create(str(path), options, settings)
+    options.add_session_config_entry(_WEIGHTS_FOLDER, str(weights_folder))
+    return _create(path.read_bytes(), options, settings)
 
 
-def _session(model: bytes, options: ort.SessionOptions, weights: WeightStore) -> ort.InferenceSession:
-    session = ort.InferenceSession(model, options, providers=PROVIDERS)
+def _session(
+    model: bytes, options: ort.SessionOptions, settings: SessionSettings, weights: WeightStore
+) -> ort.InferenceSession:
+    session = _create(model, options, settings)
     session.weight_store = weights  # whoever holds the session holds the memory that it reads
     return session
+
+
+def _create(model: str | bytes, options: ort.SessionOptions, settings: SessionSettings) -> ort.InferenceSession:
+    with settings.groups.in_use() if settings.groups is not None else contextlib.nullcontext():
+        return ort.InferenceSession(model, options, providers=PROVIDERS)
 
 
 def _only_read_by_row(value: ir.Value) -> bool:
@@ -208,6 +232,11 @@ def session_options(settings: SessionSettings) -> tuple[ort.SessionOptions, bool
     options.enable_mem_pattern = False  # shapes change from step to step
     options.inter_op_num_threads = 1
     loaded = settings.use_native and native.load(options)
+    if settings.groups is not None and not loaded:
+        raise PopTransformerError(
+            "A model of several replicas or stages needs the native library, by which they talk to each other. "
+            "Run `make` in the project's folder, or set num_replicas=1 and layer_per_ipu=null."
+        )
     if loaded:
         # Our kernels have one thread pool for the process; a second, spinning one would take its cores.
         native.set_threads(settings.num_threads)

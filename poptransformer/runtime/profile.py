@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from poptransformer.errors import PopTransformerError
+from poptransformer.runtime.timeline import write_timeline
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from poptransformer.runtime.runtime import Runtime
+    from poptransformer.runtime.open import AnyRuntime
 
 logger = logging.getLogger(__name__)
 
@@ -66,8 +67,11 @@ def _unwritable(path: Path, error: OSError) -> PopTransformerError:
     )
 
 
-def write_profile(runtime: Runtime, folder: Path) -> Path | None:
+def write_profile(runtime: AnyRuntime, folder: Path) -> Path | None:
     """Ends profiling and writes `layers.txt` beside onnxruntime's own JSON files.
+
+    With pipeline stages also `timeline.json`: when each rank worked on which rows. MPI ranks, each of which knows its
+    own part, put their number into the names.
 
     Returns:
         The path of the table; None where nothing was profiled since the last call.
@@ -75,6 +79,9 @@ def write_profile(runtime: Runtime, folder: Path) -> Path | None:
     Raises:
         PopTransformerError: onnxruntime could not write its file, or the table cannot be written.
     """
+    suffix = getattr(runtime, "name_suffix", "")
+    if timeline := getattr(runtime, "timeline", None):
+        write_timeline(timeline, folder / f"timeline{suffix}.json")
     files = runtime.end_profiling()
     if not files:
         return None
@@ -83,7 +90,7 @@ def write_profile(runtime: Runtime, folder: Path) -> Path | None:
     for path in files:
         _add_times(costs, _events(Path(path)), layers)
     _add_bytes(costs, layers)
-    table = folder / "layers.txt"
+    table = folder / f"layers{suffix}.txt"
     write_table(table, format_table(costs))
     logger.info("profile written to %s", folder)
     return table

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ import onnxruntime as ort
 from poptransformer.generation import Rows, SamplingParams, arrays, check_prompts, right_padded, row_limits
 from poptransformer.generation.params import SamplingArrays
 from poptransformer.runtime.compiled import CompiledModel
+from poptransformer.runtime.compiled_facts import CompiledFacts
 from poptransformer.runtime.ort_session import SessionSettings, WeightStore, make_session, open_session
 from poptransformer.runtime.run_errors import raise_in_words
 from poptransformer.runtime.step_runner import StepRunner
@@ -25,28 +28,15 @@ if TYPE_CHECKING:
 SAMPLING_INPUTS = tuple(field.name for field in dataclasses.fields(SamplingArrays))
 
 
-class Runtime:
+class Runtime(CompiledFacts):
     """A compiled model in onnxruntime. Sessions are made when they are first used and share their weights."""
 
     def __init__(self, compiled: CompiledModel, settings: SessionSettings | None = None) -> None:
         self.compiled = compiled
         self.settings = settings or SessionSettings()
         self._weights = WeightStore()
-
-    @property
-    def max_length(self) -> int:
-        """Tokens of prompt and answer together."""
-        return self.compiled.info.max_length
-
-    @property
-    def vocab_size(self) -> int:
-        """Columns of the logits."""
-        return self.compiled.info.vocab_size
-
-    @property
-    def prompt_marks(self) -> tuple[tuple[int, ...], ...]:
-        """Ids that a prompt must hold, one of each group."""
-        return self.compiled.info.prompt_marks
+        self._sessions: dict[str, ort.InferenceSession] = {}
+        self._lock = threading.Lock()  # held while one is made: another thread may want the same
 
     @functools.cached_property
     def step_session(self) -> ort.InferenceSession:
@@ -87,9 +77,16 @@ class Runtime:
         return self._session("sampler.onnx", build, dataclasses.replace(self.settings, profile_prefix=None))
 
     def _session(self, file: str, build: Callable[[], ir.Model], settings: SessionSettings) -> ort.InferenceSession:
-        """Opens a saved model's file, or makes a session of what `build` returns."""
+        """Opens a saved model's file, or makes a session of what `build` returns; once."""
+        with self._lock:
+            if file not in self._sessions:
+                self._sessions[file] = self._new_session(file, build, settings)
+            return self._sessions[file]
+
+    def _new_session(self, file: str, build: Callable[[], ir.Model], settings: SessionSettings) -> ort.InferenceSession:
         if self.compiled.folder is not None:
-            return open_session(self.compiled.folder / file, settings)
+            weights = self.compiled.weights_folder if self.compiled.info.num_replicas > 1 else None
+            return open_session(self.compiled.folder / file, settings, weights)
         with self.compiled.lock:
             return make_session(build(), settings, self._weights)
 
@@ -100,6 +97,22 @@ class Runtime:
             beams: for a beam search, which chooses from logits; otherwise for steps that choose themselves.
         """
         _ = self.step_session if beams else self.decoder_session
+
+    def make_ready_meanwhile(self, beams: bool) -> None:
+        """Begins `make_ready` in a thread of its own and returns at once.
+
+        onnxruntime opens a saved model without holding Python's lock, so that the tokenizer can load at the same time.
+        What goes wrong shows where the session is first used.
+
+        Args:
+            beams: as for `make_ready`.
+        """
+
+        def open_it() -> None:
+            with contextlib.suppress(Exception):  # whoever needs the session tries again, and gets the error
+                self.make_ready(beams)
+
+        threading.Thread(target=open_it, name="poptransformer-session").start()
 
     def end_profiling(self) -> list[str]:
         """Ends the profile of every session that has run; returns the files that onnxruntime wrote.

@@ -110,8 +110,12 @@ class StepRunner:
 
 def allocate(state: StateSpec, batch: int, slots: int) -> ort.OrtValue:
     """Returns the state of `batch` rows before their first step."""
+    return ort.OrtValue.ortvalue_from_numpy(initial_state(state, batch, slots))
+
+
+def initial_state(state: StateSpec, batch: int, slots: int) -> np.ndarray:
+    """The same as an array."""
     sizes = {BATCH: batch, SLOTS: slots}
     shape = [sizes[dim] if isinstance(dim, str) else dim for dim in state.shape]
     # np.zeros maps pages only when they are written: a long cache costs what is used of it.
-    array = np.zeros(shape, state.dtype) if state.initial == 0 else np.full(shape, state.initial, state.dtype)
-    return ort.OrtValue.ortvalue_from_numpy(array)
+    return np.zeros(shape, state.dtype) if state.initial == 0 else np.full(shape, state.initial, state.dtype)

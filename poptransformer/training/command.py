@@ -22,6 +22,7 @@ from poptransformer.training.inference import compile_only, validate_only
 from poptransformer.training.params import MODES, RUNCONFIG, Params, get_params, write_params
 from poptransformer.training.randomness import seed_everything
 from poptransformer.training.trainer import Trainer
+from poptransformer.utils.automatic import DEFAULT_DEVICE
 from poptransformer.utils.logging import set_up_logging
 
 logger = logging.getLogger(__name__)
@@ -123,6 +124,8 @@ def _run(
     config = params["runconfig"]
     model_dir = Path(config["model_dir"])
     if options.validate_only or options.compile_only:
+        if options.target == "IPU" and config["device"] is None:
+            config["device"] = DEFAULT_DEVICE
         work = validate_only if options.validate_only else compile_only
         result = work(params, lambda: _model(model_fn, params))
         write_params(params, model_dir, options.mode)
@@ -137,7 +140,11 @@ def _run(
     write_params(params, model_dir, options.mode)
     trainer = Trainer(model, params, device)
     if options.mode in ("train", "train_and_eval"):
-        return trainer.train(*loaders)
+        try:
+            return trainer.train(*loaders)
+        finally:
+            if trainer.evaluations:
+                _write_results(model_dir / options.mode, trainer.evaluations)
     return _evaluate(trainer, options.mode, model_dir, loaders[0])
 
 
@@ -186,7 +193,11 @@ def _evaluate(trainer: Trainer, mode: str, model_dir: Path, loader: Any) -> dict
     for checkpoint in checkpoints:
         trainer.load(checkpoint)
         results[f"step {trainer.step}"] = trainer.evaluate(loader)
-    write_text(model_dir / mode / "results.json", json.dumps(results, indent=2) + "\n")
+    _write_results(model_dir / mode, results)
     for step, figures in results.items():
         print(f"{step}:", ", ".join(f"{name} {value:.5f}" for name, value in figures.items()))
     return results
+
+
+def _write_results(folder: Path, results: Mapping[str, Mapping[str, float]]) -> None:
+    write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")

@@ -12,7 +12,7 @@ import yaml
 
 from poptransformer.checkpoint.files import write_text
 from poptransformer.errors import ConfigError, did_you_mean
-from poptransformer.rules import FLAG, NOT_NEGATIVE, TEXT, Rule, choice, integer, or_null
+from poptransformer.rules import COUNTS, FLAG, NOT_NEGATIVE, TEXT, Rule, choice, integer, or_null
 
 MODES = ("train", "eval", "train_and_eval", "eval_all")
 SECTIONS = ("train_input", "eval_input", "model", "optimizer", "runconfig")
@@ -23,16 +23,19 @@ RUNCONFIG: dict[str, tuple[Any, Rule]] = {
     "checkpoint_path": (None, or_null(TEXT)),
     "checkpoint_steps": (0, integer(0)),
     "compile_dir": (None, or_null(TEXT)),
+    "device": (None, or_null(TEXT)),
     "eval_frequency": (0, integer(0)),
     "eval_steps": (None, or_null(integer(1))),
     "graph_sizes": ({}, Rule("a mapping from dimensions to sizes", lambda x: isinstance(x, Mapping), "{batch: 8}")),
     "is_pretrained_checkpoint": (False, FLAG),
     "keep_checkpoint_max": (5, integer(0)),
+    "layer_per_ipu": (None, or_null(COUNTS)),
     "log_steps": (100, integer(1)),
     "logging": ("INFO", choice("debug", "info", "warning", "error")),
     "max_steps": (None, or_null(integer(0))),
     "model_dir": ("./model_dir", TEXT),
     "num_epochs": (None, or_null(integer(1))),
+    "num_replicas": (1, integer(1)),
     "precision": ("fp32", Rule("a precision or a recipe", lambda x: isinstance(x, (str, Mapping)), "int8")),
     "seed": (1, integer(0)),
     "steps": (None, or_null(integer(1))),

@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 class Trainer:
     """Trains and evaluates a model.
 
+    Attributes:
+        evaluations: figures of the evaluations during training, by step.
+
     Args:
         model: returns the loss of a batch.
         params: sections `optimizer` and `runconfig`, complete.
@@ -43,6 +46,7 @@ class Trainer:
         self.runconfig = params["runconfig"]
         self.model_dir = Path(self.runconfig["model_dir"])
         self.step = 0
+        self.evaluations: dict[str, Mapping[str, float]] = {}
 
     # -- training -----------------------------------------------------------------------------------------------
 
@@ -72,6 +76,8 @@ class Trainer:
                     loss = self._train_step(history)
                     advance(1)
                     self._after_step(end, loss, eval_loader)
+            if eval_loader is not None and f"step {self.step}" not in self.evaluations:
+                self._evaluate_in_between(eval_loader)  # it ended before its last evaluation, and nothing was left
         finally:
             history.close()
         return loss
@@ -128,7 +134,10 @@ class Trainer:
             self._save()
         frequency = config["eval_frequency"]
         if eval_loader is not None and (is_last or (frequency and self.step % frequency == 0)):
-            self.evaluate(eval_loader)
+            self._evaluate_in_between(eval_loader)
+
+    def _evaluate_in_between(self, loader: Iterable[Any]) -> None:
+        self.evaluations[f"step {self.step}"] = self.evaluate(loader)
 
     def _last_step(self, loader: Iterable[Any]) -> int:
         """The step to stop at: the first of `max_steps`, `steps` from here, and `num_epochs`."""

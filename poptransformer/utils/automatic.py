@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from poptransformer.config import GlobalArgs
 from poptransformer.recipe import Recipe
@@ -32,15 +32,15 @@ def resolve(checked: CheckedConfig) -> CheckedConfig:
     checked = with_device_formats(checked)
     if AUTO not in (checked.global_args.num_replicas, checked.model.get("layer_per_ipu")):
         return checked
-    from poptransformer.planning import plan_config
+    from poptransformer.planning import global_args_of, plan_config
 
     plan = plan_config(checked).chosen
     logger.info(
-        "planned for %s: num_replicas=%d, layer_per_ipu=%s", plan.device.name, plan.replicas, plan.layer_per_ipu
+        "planned for %s: num_replicas=%d, layer_per_ipu=%s%s",
+        *(plan.device.name, plan.replicas, plan.layer_per_ipu, ", pipelined" if plan.is_pipelined else ""),
     )
-    global_args = dataclasses.replace(checked.global_args, num_replicas=plan.replicas)
-    if plan.replicas > 1:
-        global_args = dataclasses.replace(global_args, model_type="tp")
+    decided = global_args_of(plan, checked.global_args.batch_per_step)
+    global_args = dataclasses.replace(checked.global_args, **decided)
     model = {**checked.model, "layer_per_ipu": plan.layer_per_ipu}
     return dataclasses.replace(checked, global_args=global_args, model=model)
 
@@ -65,10 +65,15 @@ def precisions_of(global_args: GlobalArgs) -> list[str]:
     return [choice.precision for _, choice in Recipe.of(global_args.precision, global_args.quantization).rules]
 
 
-def short_report(checked: CheckedConfig) -> Sequence[str]:
-    """Returns the lines that an example shows after a run on an emulated device."""
-    from poptransformer.ipu.explain import short_form
-    from poptransformer.planning import score_config
+def short_report(checked: CheckedConfig, model: Any) -> Sequence[str]:
+    """Returns the lines that an example shows after a run on an emulated device: of the graph that ran.
 
-    plan, model = score_config(checked)
-    return short_form(plan, model.graph)
+    Args:
+        checked: the configuration.
+        model: the model that was compiled.
+    """
+    from poptransformer.ipu.explain import short_form
+    from poptransformer.planning import built_model, score_config
+
+    ran = built_model(model)
+    return short_form(score_config(checked, ran), ran.graph)

@@ -13,11 +13,12 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
 from poptransformer.config import base_config
 from poptransformer.errors import ConfigError
-from poptransformer.ipu.device import device_content, device_names
+from poptransformer.utils.device_source import DeviceSearchPath, DeviceSource
 
 NAME = "poptransformer"
 
@@ -38,8 +39,8 @@ def register() -> None:
     for group in ("hydra/job_logging", "hydra/hydra_logging"):
         store.store(group=group, name=NAME, node=_log_lines("INFO"), provider=NAME)
     hydra_settings = {"run": {"dir": "."}, "output_subdir": None}
-    for name in device_names():
-        store.store(group="device", name=name, node=device_content(name), provider=NAME)
+    for plugin in (DeviceSource, DeviceSearchPath):
+        Plugins.instance().register(plugin)
     no_device: dict[str, str | None] = {"device": None}
     defaults = [no_device, {"override hydra/job_logging": NAME}, {"override hydra/hydra_logging": NAME}, "_self_"]
     node = {"defaults": defaults, "hydra": hydra_settings, **base_config()}

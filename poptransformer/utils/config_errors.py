@@ -69,8 +69,12 @@ def _missing_config(error: MissingConfigException) -> str:
         return f"{group} has no option {name}. {_options(name, error.options)}"
     folders = [Path(path) for path in re.findall(r"path=file://(.+)", str(error))]
     names = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
+    if not folders:
+        return f"There is no configuration {missing}: no folder was given. Set --config-dir=FOLDER."
     if not names:
-        return str(error)
+        return (
+            f"There is no configuration {missing}, nor any other, in {', '.join(map(str, folders))}. Set --config-dir."
+        )
     where = ", ".join(str(folder) for folder in folders)
     return f"There is no configuration {missing} in {where}. {_options(missing, names)}"
 

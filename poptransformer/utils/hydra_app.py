@@ -92,7 +92,9 @@ def _fail(message: str) -> NoReturn:
         sys.stdout.flush()
     except OSError:
         _drop_output()
-    sys.stderr.write(f"error: {message}\n")
+    mpi = sys.modules.get("poptransformer.parallel.mpi")  # loaded only where ranks are processes
+    prefix = mpi.error_prefix() if mpi is not None else ""
+    sys.stderr.write(f"error: {prefix}{message}\n")
     sys.exit(1)
 
 

@@ -71,13 +71,17 @@ def prepare_model_session(config: DictConfig | Mapping[str, Any]) -> tuple[Any, 
     """
     checked = check_config(config)
     set_up_logging(checked.top.log_level, checked.top.popart_log_level)
+    if checked.session.get("distributed") == "mpi":
+        from poptransformer.parallel.mpi import quieten_others
+
+        quieten_others()
     checked = automatic.resolve(checked)
     with use_build(Build(**dataclasses.asdict(checked.global_args))):
         model = make_model(checked)
         session = _instantiate(checked.session)
         session.compile(model)
     if checked.device is not None and hasattr(session, "notes"):
-        session.notes.append(lambda: automatic.short_report(checked))
+        session.notes.append(lambda: automatic.short_report(checked, model))
     return session, model
 
 

@@ -10,6 +10,7 @@ import pytest
 from packed_weight import draw_weight, rounded, rounding_bound
 from valid_nodes import (
     Node,
+    all_gather,
     all_ops,
     attention,
     fused_linear,
@@ -23,6 +24,7 @@ from valid_nodes import (
 
 FORMATS = ["int4", "int8", "e4m3fn", "e5m2fnuz"]
 CASES: list[tuple[str, Node, list[tuple[int, ...]]]] = [
+    ("no columns", all_gather(0), [(2, 3, 0)]),
     ("no rows", linear(rows=0), [(0, 3, 4)]),
     ("K=0", linear(K=0), [(2, 3, 4)]),
     ("N=0", linear(N=0), [(2, 3, 0)]),

@@ -35,6 +35,7 @@ COMMANDS = re.compile(r"^```sh\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 FORMS = ["short", "by hand"]
 MODES = ["shard", "tp"]
+REPLICAS = {"shard": [1], "tp": [1, 2, 4]}
 WORDS = 67
 ATTENTION, MLP = ("query_key_value", "dense"), ("dense_h_to_4h", "dense_4h_to_h")
 ROWS = [[3, 1, 4, 1, 5, 9, 2, 6], [5, 3, 5], [8]]
@@ -51,11 +52,12 @@ ids = np.zeros((len(rows), max(map(len, rows))), np.int64)
 for target_row, row in zip(ids, rows):
     target_row[:len(row)] = row
 found = {}
-for mode in ("shard", "tp"):
-    engine = poptransformer.load(folder, model_type=mode, num_replicas=1)
-    found[f"logits {mode}"] = engine.logits(ids, [len(row) for row in rows])
-    for number, answer in enumerate(engine.generate(rows, max_new_tokens=12)):
-        found[f"ids {mode} {number}"] = np.array(answer)
+for mode, counts in eval(sys.argv[4]).items():
+    for replicas in counts:
+        engine = poptransformer.load(folder, model_type=mode, num_replicas=replicas)
+        found[f"logits {mode} {replicas}"] = engine.logits(ids, [len(row) for row in rows])
+        for number, answer in enumerate(engine.generate(rows, max_new_tokens=12)):
+            found[f"ids {mode} {replicas} {number}"] = np.array(answer)
 np.savez(target, **found)
 """
 
@@ -206,16 +208,16 @@ def test_inference_py_is_the_examples_own() -> None:
 def test_logits_and_ids_equal_pytorchs(tree: Path, checkpoint: tuple[GPTNeoXForCausalLM, Path], tmp_path: Path) -> None:
     model, folder = checkpoint
     target = tmp_path / "found.npz"
-    run(tree, "-c", COMPARE, str(folder), str(target), repr(ROWS))
+    run(tree, "-c", COMPARE, str(folder), str(target), repr(ROWS), repr(REPLICAS))
     found = np.load(target)
     for number, row in enumerate(ROWS):
         with torch.no_grad():
             expected = model(torch.tensor([row])).logits[0].numpy()
         assert expected.std() > 0.5
-        for mode in MODES:
-            ours = found[f"logits {mode}"][number, : len(row)]
-            np.testing.assert_allclose(ours, expected, atol=1e-4, rtol=0, err_msg=f"{mode} {row}")
-            assert found[f"ids {mode} {number}"].tolist() == greedy(model, row, 12)
+        for plan in (f"{mode} {replicas}" for mode, counts in REPLICAS.items() for replicas in counts):
+            ours = found[f"logits {plan}"][number, : len(row)]
+            np.testing.assert_allclose(ours, expected, atol=1e-4, rtol=0, err_msg=f"{plan} {row}")
+            assert found[f"ids {plan} {number}"].tolist() == greedy(model, row, 12)
 
 
 @pytest.fixture(scope="module", params=MODES)

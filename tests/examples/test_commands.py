@@ -74,6 +74,17 @@ def test_streamed_text_is_the_text_of_one_call(tmp_path: Path) -> None:
     assert tree(tmp_path) == set()
 
 
+def test_tensor_parallel_text_is_that_of_one_replica(tmp_path: Path) -> None:
+    arguments = ("--config-name=tp", "model.max_loop=24", f"session.execution_cache_name={tmp_path}", "log_level=info")
+    one, _ = run(GPT2, *arguments, "global_args.num_replicas=1")
+    four, err = run(GPT2, *arguments)
+    assert four == one and "building replica 3 of 4" in err
+    again, err = run(GPT2, *arguments)
+    assert again == one and "using the compiled model in" in err
+    staged, err = run(GPT2, *arguments, "global_args.num_replicas=2", "model.layer_per_ipu=[1,3]")
+    assert staged == one and "block 1 placed on IPU 1" in err
+
+
 def test_llama2_answers() -> None:
     out, err = run(LLAMA2, "model.max_loop=8")
     assert out.startswith("> What is gravity?\n")
@@ -97,6 +108,9 @@ def test_cfg_job() -> None:
         "log_level",
         "popart_log_level",
         "stream",
+        "validate_only",
+        "compile_only",
+        "compile_dir",
         "global_args",
         "session",
         "model",

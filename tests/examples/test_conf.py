@@ -13,7 +13,7 @@ from poptransformer.utils import base_config
 from poptransformer.utils.prepare import CheckedConfig, check_config
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-NAMES = sorted(path.parent.name for path in EXAMPLES.glob("*/inference.py"))
+NAMES = sorted(path.parent.name for path in EXAMPLES.glob("*/inference.py") if (path.parent / "conf").is_dir())
 CHOICES = [
     (example, primary.stem, model.stem)
     for example in NAMES

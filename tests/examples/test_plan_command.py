@@ -65,6 +65,56 @@ def test_the_written_configuration_runs(tmp_path: Path) -> None:
     assert "plan 1 stage on 1 IPU" in again
 
 
+# An IPU of 8 small tiles, so that a small model needs replicas and stages.
+SMALL_IPU = [
+    "device=c600",
+    *(
+        f"device.constants.{name}.value={value}"
+        for name, value in {"tiles": 8, "tile_bytes": 60_000, "code_bytes": 64, "code_bytes_per_op": 8}.items()
+    ),
+    "model.max_length=32",
+    "plan.prompt_length=8",
+]
+PROMPTS = "inputs.input_string_list=[My name is,It was a fine,She had]"
+
+
+@pytest.mark.parametrize("objective", ["ipus", "throughput"])
+def test_planned_replicas_and_stages_write_what_one_device_writes(tmp_path: Path, objective: str) -> None:
+    """Of one stage after the other, and of a pipeline: the plan is run, and reported."""
+    plan(tmp_path, *SMALL_IPU, "plan.pictures=false", f"plan.objective={objective}")
+    written = yaml.safe_load((tmp_path / "plan" / "planned.yaml").read_text())
+    is_pipelined = objective == "throughput"
+    asked = written["global_args"]
+    assert (asked["num_replicas"], asked["enable_pipeline"]) == (2, is_pipelined)
+    assert asked["batch_per_step"] == (3 if is_pipelined else 1)
+    assert written["model"]["layer_per_ipu"] == [0, 2, 2]
+    run = [PROMPTS, "model.max_length=32", "log_level=info"]
+    planned, err = infer(f"--config-dir={tmp_path / 'plan'}", "--config-name=planned", *run, *SMALL_IPU[:5])
+    kind = ", pipelined" if is_pipelined else ""
+    assert f"Emulated on c600: 3 stages x 2 replicas{kind} on 6 IPUs" in err
+    one_device, _ = infer(f"global_args.batch_per_step={asked['batch_per_step']}", *run)
+    assert planned == one_device
+    assert "My name is" in planned
+
+
+def test_auto_runs_in_replicas_and_stages() -> None:
+    auto = ["model.layer_per_ipu=auto", "global_args.num_replicas=auto", "plan.objective=throughput", "log_level=info"]
+    out, err = infer(*SMALL_IPU, *auto)
+    assert "planned for c600: num_replicas=2, layer_per_ipu=[0, 2, 2], pipelined" in err
+    assert "Emulated on c600: 3 stages x 2 replicas, pipelined on 6 IPUs" in err
+    assert out == infer("model.max_length=32")[0]
+
+
+def test_replicas_that_cannot_be(tmp_path: Path) -> None:
+    """The planner says what the engine says."""
+    asked = ["global_args.model_type=tp", "global_args.num_replicas=3"]
+    message = "num_replicas=3 does not divide 4 heads; valid: 1, 2, 4; power of two: 1, 2, 4 (transformer.h.0.attn)"
+    out, _ = plan(tmp_path, *asked, "plan.pictures=false")
+    assert f"Your own plan: {message}" in out
+    with pytest.raises(AssertionError, match=re.escape(message)):
+        infer(*asked)
+
+
 def test_other_sources_of_configurations(tmp_path: Path) -> None:
     conf = LLAMA2 / "conf"
     out, _ = plan(

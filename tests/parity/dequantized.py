@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from transformers.pytorch_utils import Conv1D
 
 import poptransformer
 from poptransformer.engine import Engine
 from poptransformer.quantization import FORMATS, PackedWeight
+from poptransformer.quantization_report import QuantizationReport
 from poptransformer.runtime import SessionSettings
 from tests.parity.conftest import scaled
 from tests.parity.variants import VARIANTS
@@ -68,12 +70,11 @@ def bodies(engine: Engine) -> Engine:
     return Engine(engine.runtime.compiled, engine.checkpoint, SessionSettings(use_native=False))
 
 
-def _weights_of(engine: Engine) -> dict[str, np.ndarray]:
+def weights_of(graph: ir.Graph, quantization_report: QuantizationReport) -> dict[str, np.ndarray]:
     """The values of every weight, by the checkpoint's name; what is packed is dequantized."""
-    graph = engine.runtime.compiled.model.graph
     arrays = {name: value.const_value.numpy() for name, value in graph.initializers.items()}
     found = {name: array.astype(np.float32) for name, array in arrays.items() if name.endswith((".weight", ".bias"))}
-    for report in engine.quantization_report.packed:
+    for report in quantization_report.packed:
         parts = [arrays.get(f"{report.name}.{part}") for part in ("codes", "scales", "offsets")]
         format, kind, *rest = report.stored.split()
         block = int(rest[0]) if kind == "block" else 0
@@ -82,7 +83,7 @@ def _weights_of(engine: Engine) -> dict[str, np.ndarray]:
     return found
 
 
-def _rounded(x: torch.Tensor, format: str, scaling: str) -> torch.Tensor:
+def rounded(x: torch.Tensor, format: str, scaling: str) -> torch.Tensor:
     """What `RoundToFloat8` makes of activations."""
     kind = FORMATS[format]
     scale = np.abs(x.numpy()).max(-1, keepdims=True) / np.float32(kind.largest)
@@ -92,10 +93,10 @@ def _rounded(x: torch.Tensor, format: str, scaling: str) -> torch.Tensor:
     return torch.from_numpy(narrow.astype(np.float32) * scale)
 
 
-def _roundings(engine: Engine) -> dict[str, tuple[str, str]]:
+def roundings(graph: ir.Graph) -> dict[str, tuple[str, str]]:
     """Format and scaling by which the inputs of layers are rounded, by the layer's name."""
     found = {}
-    for node in engine.runtime.compiled.model.graph:
+    for node in graph:
         source = node.inputs[0].producer() if node.op_type == "QuantizedLinear" else None
         if source is not None and source.op_type == "RoundToFloat8":
             layer = str(node.name).rpartition("/")[0].replace("/", ".")
@@ -105,7 +106,8 @@ def _roundings(engine: Engine) -> dict[str, tuple[str, str]]:
 
 def dequantized(model: Any, plain: Engine) -> Any:
     """A copy of the PyTorch model that computes with the weights and roundings of `plain`, which must not be fused."""
-    values = _weights_of(plain)
+    graph = plain.runtime.compiled.model.graph
+    values = weights_of(graph, plain.quantization_report)
     copy = type(model)(model.config)
     copy.load_state_dict(model.state_dict())
     with torch.no_grad():
@@ -115,8 +117,8 @@ def dequantized(model: Any, plain: Engine) -> Any:
             value = values.get(name, values.get("lm_head.weight") if name.startswith("lm_head") else None)
             is_conv = isinstance(copy.get_submodule(name.rpartition(".")[0]), Conv1D) and parameter.ndim == 2
             parameter.copy_(torch.from_numpy(value.T.copy() if is_conv else value))
-    for layer, settings in _roundings(plain).items():
+    for layer, settings in roundings(graph).items():
         copy.get_submodule(layer).register_forward_pre_hook(
-            lambda _, args, settings=settings: (_rounded(args[0], *settings), *args[1:])
+            lambda _, args, settings=settings: (rounded(args[0], *settings), *args[1:])
         )
     return copy.eval()

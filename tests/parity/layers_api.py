@@ -13,7 +13,8 @@ import torch
 
 from poptransformer import layers, nn
 from poptransformer.graph import Graph
-from poptransformer.program import GraphFunction, Program
+from poptransformer.program import Program
+from poptransformer.program_graph import GraphFunction
 
 TOLERANCE = 1e-5
 B, L, S, N, D, V = 3, 6, 7, 4, 32, 29  # rows, tokens, tokens of the memory, heads, columns, vocabulary
@@ -29,9 +30,13 @@ def randomized(module: torch.nn.Module, seed: int = 0) -> Any:
     """The module with all parameters drawn anew, biases and norms too, so that a swapped one shows."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in module.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
+        for name, parameter in module.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            # What the layers drew differs from run to run: matrices begin anew, vectors (norms, biases) do not.
+            if parameter.ndim > 1 and "logits_scale" not in name and "slopes" not in name:
+                parameter.normal_(0, parameter.shape[-1] ** -0.5, generator=generator)
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
     return module.eval()
 
 

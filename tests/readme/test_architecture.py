@@ -26,10 +26,12 @@ ALLOWED = {
     "ops": {"graph"},
     "passes": {"graph", "quantization", "quantization_report", "recipe", "state"},
     "quantization": {"native"},
-    "layers": {"ops", "step", "build", "graph", "checkpoint", "positions", "attention_rules"},
+    "parallel": {"ops", "build", "graph", "checkpoint", "native"},
+    "layers": {"ops", "step", "build", "graph", "checkpoint", "positions", "attention_rules", "parallel"},
     "nn": {"build", "checkpoint", "positions", "attention_rules"},
-    "training": {"nn", "build", "checkpoint", "graph", "program", "rules", "utils", "validation"},
-    "models": {"layers", "ops", "step", "build", "graph", "checkpoint", "placement", "utils"},
+    "training": {"nn", "build", "checkpoint", "graph", "program", "rules", "utils", "validation", "validation_memory"}
+    | {"planning", "ipu", "program_graph", "recipe"},
+    "models": {"layers", "parallel", "ops", "step", "build", "graph", "checkpoint", "placement", "utils"},
     "ipu": {"graph", "placement", "state"},
 }
 NEED_TORCH = ("nn", "training")

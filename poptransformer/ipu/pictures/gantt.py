@@ -15,11 +15,12 @@ from poptransformer.ipu.timeline import Phase, segments_of, timeline
 def draw_gantt(path: Path, plan: Plan, name: str) -> None:
     """Draws one row for each stage over the time of a prompt and of a token, and below one block, closer."""
     phases = timeline(plan)
-    height = 5.4 + 2 * max(1.2, min(6.0, 0.3 * len(plan.stages)))
-    with picture(path, width=12.0, height=height, rows=3) as (figure, axes):
+    height = max(1.2, min(6.0, 0.3 * len(plan.stages)))
+    with picture(path, width=12.0, height=4.4 + 2 * height, ratios=(height, height, 2.2)) as (figure, axes):
         tokens = plan.replica.workload.prompt_tokens
         _draw_rows(axes[0], timeline(plan, of_prompt=True), plan)
-        axes[0].set_title(f"A prompt of {tokens} token{'s' if tokens > 1 else ''}", fontsize=11)
+        of_each = f" of each of {len(plan.stages)} batches" if plan.is_pipelined else ""
+        axes[0].set_title(f"A prompt of {tokens} token{'s' if tokens > 1 else ''}{of_each}", fontsize=11)
         _draw_rows(axes[1], phases, plan)
         axes[1].set_title(f"A token; its times are unvalidated. {_manner(plan)}", fontsize=11)
         _draw_detail(axes[2], plan, phases)
@@ -81,7 +82,7 @@ def _draw_detail(axis: Any, plan: Plan, phases: list[Phase]) -> None:
         span = ((phase.start - start) * factor, phase.duration * factor)
         axis.broken_barh([span], (-0.4, 0.8), facecolors=TIME[phase.kind], edgecolor="white", linewidth=0.3)
     _name_nodes(axis, own, start, end, factor)
-    axis.set_ylim(-0.6, 2.6)
+    axis.set_ylim(-0.5, 2.2)
     axis.set_yticks([])
     axis.spines["left"].set_visible(False)
     axis.set_xlim(0, 1.08 * (end - start) * factor)
@@ -107,6 +108,4 @@ def _name_nodes(axis: Any, phases: list[Phase], start: float, end: float, factor
 def _short(name: str) -> str:
     """The end of a node's name, without what all have in common."""
     parts = [part for part in name.split("/") if not part.startswith(("layers.", "h.", "model", "transformer"))]
-    if parts[-1] in ("all_reduce", "all_gather"):
-        return f"{parts[-3] if len(parts) > 2 else parts[0]} {parts[-1].replace('_', '-')}"
     return "/".join(parts[-2:])

@@ -9,7 +9,7 @@ from typing import Any
 
 from poptransformer.ipu.explain import describe
 from poptransformer.ipu.memory import CATEGORIES
-from poptransformer.ipu.pictures.style import LIMIT, MEMORY, picture
+from poptransformer.ipu.pictures.style import BEHIND_TEXT, LIMIT, MEMORY, picture
 from poptransformer.ipu.plan import Plan
 from poptransformer.ipu.timeline import Level, levels
 
@@ -63,7 +63,7 @@ def draw_liveness(path: Path, plan: Plan, name: str) -> None:
     stage = plan.worst
     limit = plan.device.tile_bytes / KIB
     stays = sum(stage.memory[category] for category in STAYING) / KIB
-    with picture(path, width=11.0, height=8.0, rows=2) as (figure, axes):
+    with picture(path, width=11.0, height=8.0, ratios=(1, 1)) as (figure, axes):
         for_prompt = levels(plan, stage, plan.replica.prompt)
         _draw_levels(axes[0], for_prompt, (*STAYING, *MOVING))
         axes[0].axhline(limit, color=LIMIT, linewidth=1.5, linestyle="--", label="limit")
@@ -107,5 +107,6 @@ def _draw_levels(axis: Any, found: list[Level], categories: Sequence[str]) -> No
         textcoords="offset points",
         ha="right" if is_right else "left",
         fontsize=9,
+        bbox=BEHIND_TEXT,
         arrowprops={"arrowstyle": "-", "color": "black", "linewidth": 0.8},
     )

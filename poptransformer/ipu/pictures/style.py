@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,18 @@ TIME_WORDS = {
 PRECISIONS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 LIMIT = "#B00020"
 DPI = 130
+BEHIND_TEXT = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.0}
 
 
 @contextlib.contextmanager
-def picture(path: Path, width: float = 10.0, height: float = 5.5, rows: int = 1) -> Iterator[Any]:
-    """Makes a figure with `rows` axes below each other, and writes it when the block ends.
+def picture(path: Path, width: float = 10.0, height: float = 5.5, ratios: Sequence[float] = (1.0,)) -> Iterator[Any]:
+    """Makes a figure with axes below each other, and writes it when the block ends.
 
     Args:
         path: the PNG file.
         width: inches.
         height: inches.
-        rows: axes.
+        ratios: heights of the axes, in relation to each other.
 
     Yields:
         The figure and its axes, a list.
@@ -46,7 +47,7 @@ def picture(path: Path, width: float = 10.0, height: float = 5.5, rows: int = 1)
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, 1, squeeze=False)[:, 0]
+    axes = figure.subplots(len(ratios), 1, squeeze=False, height_ratios=ratios)[:, 0]
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.set_axisbelow(True)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from poptransformer.ipu.pictures.style import PRECISIONS, note, picture
+from poptransformer.ipu.pictures.style import BEHIND_TEXT, PRECISIONS, note, picture
 from poptransformer.ipu.plan import Plan
 
 MARKERS = "osD^vP*"
@@ -67,7 +67,7 @@ def draw_sweep(path: Path, variants: Sequence[Variant], chosen: Plan, name: str)
     too_large = sorted({variant.precision for variant in variants} - set(precisions))
     lengths = list(dict.fromkeys(variant.max_length for variant in variants))
     ipus = sorted({plan.reserved for variant in variants for plan in variant.plans} | {chosen.reserved})
-    with picture(path, width=12.0, height=9.0, rows=2) as (figure, axes):
+    with picture(path, width=12.0, height=9.0, ratios=(1, 1)) as (figure, axes):
         for axis, label, value, is_more_better in (
             (axes[0], "ms for a token", lambda plan: 1e3 * plan.latency, False),
             (axes[1], "tokens per second", lambda plan: plan.tokens_per_second, True),
@@ -88,7 +88,7 @@ def draw_sweep(path: Path, variants: Sequence[Variant], chosen: Plan, name: str)
             axis.plot(*own, "o", markersize=19, markerfacecolor="none", color="black")
             _label_axis(axis, label, ipus, [point.y for point in points])
         figure.suptitle(
-            f"{name} on {chosen.device.name}: what other replicas, stages, precisions and lengths would do",
+            f"{name} on {chosen.device.name}:\nwhat other replicas, stages, precisions and lengths would do",
             x=0.01,
             ha="left",
         )
@@ -110,8 +110,8 @@ def _scatter(axis: Any, points: Sequence[Point], precisions: list[str], lengths:
 def _draw_front(axis: Any, front: list[Point]) -> None:
     axis.plot([point.x for point in front], [point.y for point in front], color="black", linewidth=1.2, zorder=0)
     for point in front:
-        style = {"textcoords": "offset points", "fontsize": 9, "va": "bottom"}
-        axis.annotate(point.label, (point.x, point.y), xytext=(9, 7), **style)
+        style = {"textcoords": "offset points", "fontsize": 9, "va": "bottom", "ha": "center", "bbox": BEHIND_TEXT}
+        axis.annotate(point.label, (point.x, point.y), xytext=(0, 11), **style)
 
 
 def _label_axis(axis: Any, label: str, ipus: list[int], values: list[float]) -> None:

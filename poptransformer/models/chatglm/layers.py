@@ -12,9 +12,10 @@ from poptransformer import ops
 from poptransformer.checkpoint import HFConfig, reordered_rows
 from poptransformer.errors import ConfigError
 from poptransformer.graph import Graph
-from poptransformer.layers import Attention, BaseLayer, LayerNorm, Linear
+from poptransformer.layers import Attention, BaseLayer, Embedding, LayerNorm, Linear
 from poptransformer.layers.mlp import activation
-from poptransformer.models.chatglm.prompt import Prompt
+from poptransformer.models.chatglm.prompt import HalfPrecisionRotary, MarkIds, Prompt, read_prompt
+from poptransformer.parallel import FusedQKV
 from poptransformer.step import Step
 
 # sqrt(2 * layers) of the 6B model. The original's blocks never learn how many layers there are: they assume 28.
@@ -43,7 +44,8 @@ class QueryKeyValue(Linear):
     """
 
     def __init__(self, context: str, name: str, hidden_size: int, num_heads: int, head_dim: int) -> None:
-        super().__init__(context, name, hidden_size, 3 * num_heads * head_dim)
+        strategy = FusedQKV(num_heads, head_dim)
+        super().__init__(context, name, hidden_size, 3 * num_heads * head_dim, strategy=strategy)
         rows = np.arange(self.output_size).reshape(num_heads, 3, head_dim)
         # head, query or key, which position, half of the half, column
         halves = rows[:, :2].reshape(num_heads, 2, 2, 2, head_dim // 4).swapaxes(2, 3)
@@ -68,7 +70,7 @@ class ChatGLMAttention(Attention):
         hidden_size, num_heads, head_dim = config.hidden_size, config.num_attention_heads, head_dim_of(config)
         super().__init__(context, name, layer_index, num_heads, num_heads, head_dim)
         self.query_key_value = QueryKeyValue(self.context, "query_key_value", hidden_size, num_heads, head_dim)
-        self.dense = Linear(self.context, "dense", hidden_size, hidden_size)
+        self.dense = Linear(self.context, "dense", hidden_size, hidden_size, strategy="end")
 
     def __call__(self, graph: Graph, x: ir.Value, step: Step, prompt: Prompt) -> ir.Value:
         """Maps `[B, L, D]` to the same shape."""
@@ -90,8 +92,8 @@ class ChatGLMMLP(BaseLayer):
         hidden_size = config.hidden_size
         inner_size = config.get("inner_hidden_size") or 4 * hidden_size
         self.act_fn = activation("gelu_new")
-        self.dense_h_to_4h = Linear(self.context, "dense_h_to_4h", hidden_size, inner_size)
-        self.dense_4h_to_h = Linear(self.context, "dense_4h_to_h", inner_size, hidden_size)
+        self.dense_h_to_4h = Linear(self.context, "dense_h_to_4h", hidden_size, inner_size, strategy="start")
+        self.dense_4h_to_h = Linear(self.context, "dense_4h_to_h", inner_size, hidden_size, strategy="end")
 
     def __call__(self, graph: Graph, x: ir.Value) -> ir.Value:
         """Maps `[B, L, D]` to the same shape."""
@@ -117,3 +119,28 @@ class ChatGLMBlock(BaseLayer):
             x = ops.add(graph, ops.mul(graph, x, ALPHA), self.attention(graph, x, step, prompt))
             x = self.post_attention_layernorm(graph, x)
             return ops.add(graph, ops.mul(graph, x, ALPHA), self.mlp(graph, x))
+
+
+class ChatGLMTransformer(BaseLayer):
+    """Embedding, blocks and final norm."""
+
+    def __init__(self, context: str | None, name: str, config: HFConfig, num_layers: int) -> None:
+        super().__init__(context, name)
+        hidden_size = config.hidden_size
+        self.marks = MarkIds.of(config)
+        self.word_embeddings = Embedding(self.context, "word_embeddings", config.vocab_size, hidden_size, "vocabulary")
+        max_positions = config.get("max_sequence_length", 2048)
+        self.rotary_emb = HalfPrecisionRotary(self.context, "rotary_emb", head_dim_of(config) // 2, max_positions)
+        self.layers = [ChatGLMBlock(self.context, f"layers.{i}", i, config) for i in range(num_layers)]
+        eps = config.get("layernorm_epsilon", 1e-5)
+        self.final_layernorm = LayerNorm(self.context, "final_layernorm", hidden_size, eps)
+
+    def __call__(self, graph: Graph, step: Step) -> ir.Value:
+        """Returns hidden states `[B, M, D]` of the tokens that get logits."""
+        with graph.nameScope(self.context):
+            prompt = read_prompt(graph, step, self.marks, self.rotary_emb)
+            x = self.word_embeddings(graph, step.input_ids)
+            for index, block in enumerate(self.layers):
+                with self.block_scope(graph, index):
+                    x = block(graph, x, step, prompt)
+            return self.final_layernorm(graph, step.chosen(x))

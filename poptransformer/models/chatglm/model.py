@@ -4,46 +4,18 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
-import onnx_ir as ir
-
-from poptransformer.checkpoint import HFConfig, StateDict, unpacked_rows
+from poptransformer.checkpoint import StateDict, unpacked_rows
 from poptransformer.errors import ConfigError
-from poptransformer.graph import Graph
-from poptransformer.layers import BaseLayer, Embedding, LayerNorm, LMHead
-from poptransformer.models.chatglm.layers import ChatGLMBlock, head_dim_of
-from poptransformer.models.chatglm.prompt import HalfPrecisionRotary, MarkIds, read_prompt
 from poptransformer.models.chatglm_family import HFChatGLMModel
-from poptransformer.step import Step
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 # ASCII punctuation beside a Chinese character, and what the original's chat makes of it.
 _FULL_WIDTH = str.maketrans(",!:;?", "，！：；？")
 _PUNCTUATION = re.compile(r"(?<=[\u4e00-\u9fff])[,!:;?]|[,!:;?](?=[\u4e00-\u9fff])")
-
-
-class ChatGLMTransformer(BaseLayer):
-    """Embedding, blocks and final norm."""
-
-    def __init__(self, context: str | None, name: str, config: HFConfig, num_layers: int) -> None:
-        super().__init__(context, name)
-        hidden_size = config.hidden_size
-        self.marks = MarkIds.of(config)
-        self.word_embeddings = Embedding(self.context, "word_embeddings", config.vocab_size, hidden_size)
-        max_positions = config.get("max_sequence_length", 2048)
-        self.rotary_emb = HalfPrecisionRotary(self.context, "rotary_emb", head_dim_of(config) // 2, max_positions)
-        self.layers = [ChatGLMBlock(self.context, f"layers.{i}", i, config) for i in range(num_layers)]
-        eps = config.get("layernorm_epsilon", 1e-5)
-        self.final_layernorm = LayerNorm(self.context, "final_layernorm", hidden_size, eps)
-
-    def __call__(self, graph: Graph, step: Step) -> ir.Value:
-        """Returns hidden states `[B, M, D]` of the tokens that get logits."""
-        with graph.nameScope(self.context):
-            prompt = read_prompt(graph, step, self.marks, self.rotary_emb)
-            x = self.word_embeddings(graph, step.input_ids)
-            for index, block in enumerate(self.layers):
-                with self.block_scope(graph, index):
-                    x = block(graph, x, step, prompt)
-            return self.final_layernorm(graph, step.chosen(x))
 
 
 class ChatGLMDecModel(HFChatGLMModel):
@@ -58,6 +30,8 @@ class ChatGLMDecModel(HFChatGLMModel):
 
     @property
     def prompt_marks(self) -> tuple[tuple[int, ...], ...]:
+        from poptransformer.models.chatglm.prompt import MarkIds
+
         marks = MarkIds.of(self.hf_config)
         return (marks.gmask, marks.mask), (marks.bos,)
 
@@ -79,6 +53,9 @@ class ChatGLMDecModel(HFChatGLMModel):
         return self.hf_config.get("tie_word_embeddings", True)
 
     def build_model_graph(self) -> ir.Value:
+        from poptransformer.layers import LMHead
+        from poptransformer.models.chatglm.layers import ChatGLMTransformer
+
         config = self.hf_config
         if not config.get("position_encoding_2d", True):
             raise ConfigError(

@@ -13,11 +13,13 @@ from poptransformer.layers import (
     Embedding,
     LayerNorm,
     Linear,
+    LMHead,
     RMSLayerNorm,
     RotaryEmbedding,
 )
 from poptransformer.layers.mlp import activation
 from poptransformer.models.chatglm2.settings import Settings
+from poptransformer.parallel import FusedStart, Heads, MultiQueryQKV, local_heads
 from poptransformer.step import Step
 
 
@@ -30,18 +32,25 @@ class QueryKeyValue(BaseLayer):
 
     def __init__(self, context: str, name: str, settings: Settings) -> None:
         super().__init__(context, name)
-        query, key = settings.num_heads * settings.head_dim, settings.num_groups * settings.head_dim
-        self.sizes = [query, key, key]
-        self.heads = settings.num_heads if settings.by_head else None
-        parts = [self.key(part) for part in ("query", "key", "value")]
-        is_packed = self.has_param(self.key("weight"))
-        layers = {self.context: sum(self.sizes)} if is_packed else dict(zip(parts, self.sizes, strict=True))
+        num_heads, num_groups, head_dim = settings.num_heads, settings.num_groups, settings.head_dim
+        own_heads, own_groups = local_heads(self.build, self.context, num_heads, num_groups)
+        self.sizes = [own_heads * head_dim, own_groups * head_dim, own_groups * head_dim]
+        self.heads = own_heads if settings.by_head else None
+        layers: dict[str, Heads]
+        if not self.has_param(self.key("weight")):
+            counts = {"query": num_heads, "key": num_groups, "value": num_groups}
+            layers = {self.key(part): Heads(head_dim, count) for part, count in counts.items()}
+        elif settings.by_head:
+            layers = {self.context: Heads(3 * head_dim, num_heads)}
+        else:
+            layers = {self.context: MultiQueryQKV(num_heads, num_groups, head_dim)}
         self.projections = [
-            Linear(None, context, settings.hidden_size, size, settings.qkv_bias) for context, size in layers.items()
+            Linear(None, context, settings.hidden_size, heads.size, settings.qkv_bias, heads)
+            for context, heads in layers.items()
         ]
 
     def __call__(self, graph: Graph, x: ir.Value) -> list[ir.Value]:
-        """Maps `[B, L, D]` to `[B, L, N*H]` and twice `[B, L, K*H]`."""
+        """Maps `[B, L, D]` to `[B, L, N*H]` and twice `[B, L, K*H]`, of the replica's heads."""
         outputs = [projection(graph, x) for projection in self.projections]
         if len(outputs) == len(self.sizes):
             return outputs
@@ -62,7 +71,7 @@ class ChatGLM2Attention(Attention):
         self.rotary = rotary
         self.query_key_value = QueryKeyValue(self.context, "query_key_value", settings)
         inner_size = settings.num_heads * settings.head_dim
-        self.dense = Linear(self.context, "dense", inner_size, settings.hidden_size, settings.dense_bias)
+        self.dense = Linear(self.context, "dense", inner_size, settings.hidden_size, settings.dense_bias, "end")
 
     def __call__(self, graph: Graph, x: ir.Value, step: Step) -> ir.Value:
         """Maps `[B, L, D]` to the same shape."""
@@ -78,11 +87,13 @@ class ChatGLM2MLP(BaseLayer):
 
     def __init__(self, context: str, name: str, settings: Settings) -> None:
         super().__init__(context, name)
-        self.inner_size = settings.inner_size
+        halves = FusedStart(2)
+        self.inner_size = halves.outputs(self.build, 2 * settings.inner_size).size // 2
         self.act_fn = activation(settings.activation)
         hidden_size, use_bias = settings.hidden_size, settings.mlp_bias
-        self.dense_h_to_4h = Linear(self.context, "dense_h_to_4h", hidden_size, 2 * self.inner_size, use_bias)
-        self.dense_4h_to_h = Linear(self.context, "dense_4h_to_h", self.inner_size, hidden_size, use_bias)
+        sizes = hidden_size, settings.inner_size
+        self.dense_h_to_4h = Linear(self.context, "dense_h_to_4h", sizes[0], 2 * sizes[1], use_bias, halves)
+        self.dense_4h_to_h = Linear(self.context, "dense_4h_to_h", *sizes[::-1], use_bias, "end")
 
     def __call__(self, graph: Graph, x: ir.Value) -> ir.Value:
         """Maps `[B, L, D]` to the same shape."""
@@ -123,7 +134,8 @@ class ChatGLM2Embedding(BaseLayer):
 
     def __init__(self, context: str, name: str, settings: Settings) -> None:
         super().__init__(context, name)
-        self.word_embeddings = Embedding(self.context, "word_embeddings", settings.vocab_size, settings.hidden_size)
+        sizes = settings.vocab_size, settings.hidden_size
+        self.word_embeddings = Embedding(self.context, "word_embeddings", *sizes, "vocabulary")
 
     def __call__(self, graph: Graph, input_ids: ir.Value) -> ir.Value:
         """Maps ids `[B, L]` to `[B, L, D]`."""
@@ -149,3 +161,29 @@ class ChatGLM2Encoder(BaseLayer):
                     x = block(graph, x, step)
             chosen = step.chosen(x)
             return chosen if self.final_layernorm is None else self.final_layernorm(graph, chosen)
+
+
+class ChatGLM2Transformer(BaseLayer):
+    """Embedding, blocks, final norm and head (ChatGLMModel of the checkpoint's code, transformers GlmModel)."""
+
+    def __init__(self, context: str | None, name: str, settings: Settings) -> None:
+        super().__init__(context, name)
+        self.embedding = ChatGLM2Embedding(self.context, "embedding", settings)
+        self.rotary_pos_emb = RotaryEmbedding(
+            self.context,
+            "rotary_pos_emb",
+            settings.rotary_dim,
+            settings.rope,
+            settings.max_positions,
+            settings.interleaved,
+        )
+        self.encoder = ChatGLM2Encoder(self.context, "encoder", settings, self.rotary_pos_emb)
+        tied = self.embedding.word_embeddings if settings.is_tied else None
+        sizes = settings.vocab_size, settings.hidden_size
+        self.output_layer = LMHead(self.context, "output_layer", *sizes, tie_weight=tied)
+
+    def __call__(self, graph: Graph, step: Step) -> ir.Value:
+        """Returns logits `[B, M, V]`."""
+        with graph.nameScope(self.context):
+            x = self.embedding(graph, step.input_ids)
+            return self.output_layer(graph, self.encoder(graph, x, step))

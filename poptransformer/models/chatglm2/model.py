@@ -4,43 +4,15 @@
 from __future__ import annotations
 
 import functools
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING
 
 from poptransformer.checkpoint import StateDict, unpacked_rows
-from poptransformer.graph import Graph
-from poptransformer.layers import BaseLayer, LMHead, RotaryEmbedding
-from poptransformer.models.chatglm2.layers import ChatGLM2Embedding, ChatGLM2Encoder
 from poptransformer.models.chatglm2.names import from_glm, with_prefix
 from poptransformer.models.chatglm2.settings import Settings
 from poptransformer.models.chatglm_family import HFChatGLMModel
-from poptransformer.step import Step
 
-
-class ChatGLM2Transformer(BaseLayer):
-    """Embedding, blocks, final norm and head (ChatGLMModel of the checkpoint's code, transformers GlmModel)."""
-
-    def __init__(self, context: str | None, name: str, settings: Settings) -> None:
-        super().__init__(context, name)
-        self.embedding = ChatGLM2Embedding(self.context, "embedding", settings)
-        self.rotary_pos_emb = RotaryEmbedding(
-            self.context,
-            "rotary_pos_emb",
-            settings.rotary_dim,
-            settings.rope,
-            settings.max_positions,
-            settings.interleaved,
-        )
-        self.encoder = ChatGLM2Encoder(self.context, "encoder", settings, self.rotary_pos_emb)
-        tied = self.embedding.word_embeddings if settings.is_tied else None
-        sizes = settings.vocab_size, settings.hidden_size
-        self.output_layer = LMHead(self.context, "output_layer", *sizes, tie_weight=tied)
-
-    def __call__(self, graph: Graph, step: Step) -> ir.Value:
-        """Returns logits `[B, M, V]`."""
-        with graph.nameScope(self.context):
-            x = self.embedding(graph, step.input_ids)
-            return self.output_layer(graph, self.encoder(graph, x, step))
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 
 class ChatGLM2DecModel(HFChatGLMModel):
@@ -63,5 +35,7 @@ class ChatGLM2DecModel(HFChatGLMModel):
         return unpacked_rows(state_dict.renamed(with_prefix), lambda key: bits)
 
     def build_model_graph(self) -> ir.Value:
+        from poptransformer.models.chatglm2.layers import ChatGLM2Transformer
+
         self.refuse_prompt_tuning()
         return ChatGLM2Transformer(None, "transformer", self.settings)(self.graph, self.step)

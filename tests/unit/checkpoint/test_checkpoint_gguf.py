@@ -26,6 +26,7 @@ from poptransformer.checkpoint import (
 )
 from poptransformer.checkpoint.gguf_quants import dequantize
 from poptransformer.checkpoint.gguf_rope import llama3_rope_factors
+from poptransformer.checkpoint.gguf_types import COMMON_TYPES, block_of
 
 pytestmark = pytest.mark.unit
 
@@ -65,6 +66,14 @@ def test_dequantizing_in_steps_changes_nothing(kind: str) -> None:
     with np.errstate(all="ignore"):
         ours = dequantize(raw, kind, (300, 1024), Path("x"))
         np.testing.assert_array_equal(ours, gguf.quants.dequantize(raw, ggml))
+
+
+def test_types_are_those_of_the_gguf_package() -> None:
+    for kind, sizes in gguf.GGML_QUANT_SIZES.items():
+        assert block_of(int(kind)) == (kind.name, *sizes)
+    assert {name for name, _, _ in COMMON_TYPES.values()} <= set(gguf.GGMLQuantizationType.__members__)
+    with pytest.raises(KeyError):
+        block_of(1000)
 
 
 def test_config_and_special_tokens(tmp_path: Path) -> None:

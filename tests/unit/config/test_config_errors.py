@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
+from hydra import compose, initialize, initialize_config_dir
 from hydra.errors import HydraException
 
 from poptransformer.errors import ConfigError
@@ -72,6 +72,14 @@ def test_a_key_that_the_class_takes_is_no_misspelling(conf: Path) -> None:
 
 def test_inputs_of_ones_own(conf: Path) -> None:
     assert "Write +inputs.image=VALUE" in message(conf, "inputs.image=x", name="bare")
+
+
+def test_no_folder_or_an_empty_one(tmp_path: Path) -> None:
+    assert message(tmp_path) == f"There is no configuration sharding, nor any other, in {tmp_path}. Set --config-dir."
+    base_config.register()
+    with initialize(None, version_base="1.3"), pytest.raises(HydraException) as error:
+        compose("sharding")
+    assert describe(error.value) == "There is no configuration sharding: no folder was given. Set --config-dir=FOLDER."
 
 
 def test_a_missing_file_names_the_folder_and_what_is_there(conf: Path) -> None:

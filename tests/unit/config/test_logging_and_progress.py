@@ -6,25 +6,15 @@ from __future__ import annotations
 import io
 import logging
 import sys
-from collections.abc import Iterator
 
 import pytest
 
 from poptransformer.errors import ConfigError
 from poptransformer.utils import progress as progress_module
-from poptransformer.utils.logging import REPORTS, StderrHandler, set_up_logging
+from poptransformer.utils.logging import StderrHandler, set_up_logging
 from poptransformer.utils.progress import progress
 
 logger = logging.getLogger("poptransformer")
-
-
-@pytest.fixture(autouse=True)
-def restored_logger() -> Iterator[None]:
-    level, handlers = logger.level, list(logger.handlers)
-    yield
-    logging.getLogger(REPORTS).setLevel(logging.NOTSET)
-    logger.setLevel(level)
-    logger.handlers = handlers
 
 
 def forget_handlers(monkeypatch: pytest.MonkeyPatch) -> None:

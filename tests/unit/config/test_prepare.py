@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from omegaconf import DictConfig, OmegaConf
 from poptransformer.build import current_build
 from poptransformer.errors import ConfigError
 from poptransformer.utils import base_config, prepare_model_session
-from poptransformer.utils.logging import REPORTS
 from poptransformer.utils.prepare import check_config
 
 assert base_config.NAME  # importing it registers the base configuration
@@ -54,16 +52,6 @@ SESSION = {"_target_": f"{__name__}.FakeSession"}
 
 def config(**changes: Any) -> DictConfig:
     return OmegaConf.create({"model": MODEL, "session": SESSION, **changes})
-
-
-@pytest.fixture(autouse=True)
-def restored_log_level() -> Iterator[None]:
-    logger = logging.getLogger("poptransformer")
-    level, handlers = logger.level, list(logger.handlers)
-    yield
-    logging.getLogger(REPORTS).setLevel(logging.NOTSET)
-    logger.setLevel(level)
-    logger.handlers = handlers
 
 
 def test_a_plain_configuration_has_the_defaults() -> None:

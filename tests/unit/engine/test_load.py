@@ -62,7 +62,7 @@ def test_max_length_is_what_the_model_was_trained_for() -> None:
         ),
         ({"quantization": {"int4_block": 48}}, r"Invalid int4_block 48, options: \['32', '64', '128'\]"),
         ({"model_type": "shards"}, r"Invalid model_type shards, options: \['shard', 'tp'\]. Nearest: shard"),
-        ({"num_replicas": 2}, "num_replicas is 2, but tensor parallel execution arrives"),
+        ({"num_replicas": 2}, "num_replicas is 2, but model_type is shard, which runs on one replica"),
         ({"num_replicas": 0}, "num_replicas must be an integer of at least 1, found 0"),
         ({"batch_size": 0}, "batch_size must be an integer of at least 1, found 0"),
         ({"threads": 0}, "threads must be an integer of at least 1, found 0"),

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import shutil
 from pathlib import Path
 
 import onnx
@@ -17,6 +19,7 @@ from tests.unit.runtime import tiny
 
 FAMILIES = ["llama", "gpt2"]
 FILES = ["model.onnx", "decoder.onnx", "generator.onnx"]
+BETWEEN_STAGES = {"Send", "Recv"}  # test_stages.py; the whole graph is saved, and cut when it is opened
 QUANTIZED = {"QuantizedLinear", "QuantizedEmbedding", "RoundToFloat8"}  # test_quantized_models.py
 IN_NO_MODEL_YET = {"WKV"}  # tests/custom_ops compares it with its body
 
@@ -56,8 +59,33 @@ def test_every_function_is_valid_onnx(name: str) -> None:
 def test_the_saved_models_use_every_function() -> None:
     """So that the checks of the files below have seen each of them inferred with real types."""
     paths = [tiny.saved(family) / file for family in FAMILIES for file in (*FILES, "sampler.onnx")]
+    paths += [replicas() / file for file in FILES]
     used = {function.name for path in paths for function in proto(path).functions}
-    assert used | QUANTIZED | IN_NO_MODEL_YET == {*function_names(), FUSED_LINEAR}
+    assert used | QUANTIZED | BETWEEN_STAGES | IN_NO_MODEL_YET == {*function_names(), FUSED_LINEAR}
+
+
+@functools.cache
+def replicas() -> Path:
+    """A saved model of two replicas, with an uneven vocabulary."""
+    engine = poptransformer.load(tiny.folder("gpt2"), model_type="tp", num_replicas=2)
+    return engine.save(tiny.new_folder("replicas") / "model")
+
+
+@pytest.mark.parametrize("replica", [0, 1])
+@pytest.mark.parametrize("file", FILES)
+def test_the_graph_of_replicas(file: str, replica: int, tmp_path: Path) -> None:
+    """It is a valid model together with any replica's weights."""
+    shutil.copy(replicas() / file, tmp_path)
+    shutil.copy(replicas() / f"replica-{replica}" / "weights.bin", tmp_path)
+    test_full_check(tmp_path / file)
+    test_strict_shape_inference(tmp_path / file)
+
+
+def test_what_tells_replicas_apart_is_in_their_files() -> None:
+    initializers = proto(replicas() / "model.onnx").graph.initializer
+    outside = {tensor.name for tensor in initializers if tensor.data_location == tensor.EXTERNAL}
+    assert {"transformer.wte.token_range", "transformer.h.0.attn.c_proj.bias"} <= outside
+    assert all(tensor.name.startswith("const_") for tensor in initializers if tensor.name not in outside)
 
 
 def test_full_check(path: Path) -> None:

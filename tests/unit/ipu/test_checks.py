@@ -26,13 +26,14 @@ from poptransformer.recipe import Recipe
 from tests.unit.ipu.tiny import LLAMA, config
 
 C600, BOW, GC200 = map(load_device, ("c600", "bow", "gc200"))
-GRAPH = build_model(config(LLAMA), Recipe.of("fp16"), max_length=64).graph
+MODEL = build_model(config(LLAMA), Recipe.of("fp16"), max_length=64)
+GRAPH = MODEL.graph
 WORKLOAD = Workload(1, 8, 64)
 
 
 def test_a_tile_over_its_limit_says_what_fills_it_and_what_helps() -> None:
     graph = build_model(find_config("gpt2-xl"), Recipe.of("fp16")).graph
-    plan = evaluate(make_replica(graph, C600, Workload(1, 128, 264), 1), [24, 24])
+    plan = evaluate(make_replica(graph, C600, Workload(1, 128, 264)), [24, 24])
     message = problems(plan, graph)[0]
     assert message.startswith(
         f"stage 0 needs {plan.stages[0].bytes:,.0f} B on its fullest tile, limit 638,976: weights "
@@ -44,7 +45,7 @@ def test_a_tile_over_its_limit_says_what_fills_it_and_what_helps() -> None:
 
 def test_the_advice_to_add_ipus_is_enough() -> None:
     graph = build_model(find_config("gpt2-xl"), Recipe.of("fp16")).graph
-    replica = make_replica(graph, C600, Workload(1, 1, 264), 1)
+    replica = make_replica(graph, C600, Workload(1, 1, 264))
     plan = evaluate(replica, [0, 24, 24])
     message = problems(plan, graph)[0]
     more = int(message.split("add ")[1].split()[0])
@@ -53,18 +54,30 @@ def test_the_advice_to_add_ipus_is_enough() -> None:
     assert evaluate(replica, [0, *share, *share]).fits
 
 
+def test_one_more_ipu_is_one_ipu() -> None:
+    device = dataclasses.replace(C600, tiles=16, tile_bytes=60_000, code_bytes=64, code_bytes_per_op=8)
+    replica = make_replica(GRAPH, device, WORKLOAD)
+    told = [
+        line
+        for layers in ([0, 6, 0], [0, 4, 2, 0], [0, 5, 1, 0])
+        for line in problems(evaluate(replica, layers), GRAPH)
+    ]
+    assert any("add 1 IPU or" in line or line.endswith("add 1 IPU") for line in told), told
+    assert not any("add 1 IPUs" in line for line in told)
+
+
 def test_one_block_that_is_too_large_wants_replicas() -> None:
     graph = build_model(find_config("meta-llama/Llama-2-70b-hf"), Recipe.of("fp16")).graph
-    plan = evaluate(make_replica(graph, BOW, Workload(1, 1, 264), 1), [0, *[1] * 80, 0])
+    plan = evaluate(make_replica(graph, BOW, Workload(1, 1, 264)), [0, *[1] * 80, 0])
     message = problems(plan, graph)[0]
     assert "divide it among more replicas" in message
 
 
 def test_idle_ipus() -> None:
-    plan = evaluate(make_replica(GRAPH, C600, WORKLOAD, 3), [1, 1, 1, 1, 2])
+    plan = evaluate(make_replica(MODEL.sharded(3), C600, WORKLOAD), [1, 1, 1, 1, 2])
     assert warnings(plan) == ["5 stages x 3 replicas = 15 IPUs; hardware would reserve 16, 1 idle"]
     assert problems(plan, GRAPH) == ["5 stages x 3 replicas need 16 IPUs; C600 links at most 8 cards"]
-    assert warnings(evaluate(make_replica(GRAPH, C600, WORKLOAD, 1), [3, 3])) == []
+    assert warnings(evaluate(make_replica(GRAPH, C600, WORKLOAD), [3, 3])) == []
 
 
 @pytest.mark.parametrize("precision", ["fp8", "fp8_weight"])
@@ -92,17 +105,17 @@ def test_precision_and_weights_that_disagree() -> None:
 
 
 def test_no_plan_at_all() -> None:
-    graph = build_model(find_config("meta-llama/Llama-2-70b-hf"), Recipe.of("fp16")).graph
-    found = search(graph, C600, WORKLOAD)
+    model = build_model(find_config("meta-llama/Llama-2-70b-hf"), Recipe.of("fp16"))
+    found = search(model.sharded, C600, WORKLOAD)
     assert found.plans == ()
-    text = explain_failure(evaluate(make_replica(graph, C600, WORKLOAD, 1), [80]), found.rejected)
+    text = explain_failure(evaluate(make_replica(model.graph, C600, WORKLOAD), [80]), found.rejected)
     assert "the SRAM of 146.7 IPUs; C600 links at most 8 cards" in text
 
 
 def test_words() -> None:
-    found = search(GRAPH, C600, WORKLOAD)
+    found = search(MODEL.sharded, C600, WORKLOAD)
     plan = found.best("latency")
-    own = evaluate(make_replica(GRAPH, C600, WORKLOAD, 1), [3, 3])
+    own = evaluate(make_replica(GRAPH, C600, WORKLOAD), [3, 3])
     text = " ".join(explain(plan, found, "latency", own))
     for part in ("lowest latency", "Your own plan", "fits", "fullest tile", "-bound"):
         assert part in text
@@ -115,7 +128,7 @@ def test_words() -> None:
 
 def test_a_pipeline_says_how_many_requests_it_needs() -> None:
     device = dataclasses.replace(C600, tiles=16, tile_bytes=30_000, code_bytes=64, code_bytes_per_op=8)
-    found = search(GRAPH, device, WORKLOAD)
+    found = search(MODEL.sharded, device, WORKLOAD)
     plan = found.best("throughput")
     assert plan.is_pipelined
     words = " ".join(explain(plan, found, "throughput"))

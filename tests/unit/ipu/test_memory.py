@@ -75,7 +75,7 @@ def test_chatglm2_on_4_replicas_does_not_fit_in_fp16() -> None:
 ])  # fmt: skip
 def test_built_models_need_the_same(model: str, layers: list[int], length: int, shares: dict[int, float]) -> None:
     graph = build_model(find_config(model), Recipe.of("fp16"), max_length=None).graph
-    plan = evaluate(make_replica(graph, BOW, Workload(1, 1, length), 1), layers)
+    plan = evaluate(make_replica(graph, BOW, Workload(1, 1, length)), layers)
     for stage, known in shares.items():
         memory = plan.stages[stage].memory
         assert (memory["weights"] + memory["KV cache"]) / BOW.tile_bytes == pytest.approx(known, abs=0.01)
@@ -83,8 +83,8 @@ def test_built_models_need_the_same(model: str, layers: list[int], length: int, 
 
 
 def test_llama_13b_on_8_replicas() -> None:
-    graph = build_model(find_config("meta-llama/Llama-2-13b-hf"), Recipe.of("fp16")).graph
-    plan = evaluate(make_replica(graph, BOW, Workload(1, 1, 4096), 8), [5] * 8)
+    graph = build_model(find_config("meta-llama/Llama-2-13b-hf"), Recipe.of("fp16")).sharded(8)
+    plan = evaluate(make_replica(graph, BOW, Workload(1, 1, 4096)), [5] * 8)
     memory = plan.stages[3].memory
     assert (memory["weights"] + memory["KV cache"]) / BOW.tile_bytes == pytest.approx(0.48, abs=0.01)
     assert plan.fits

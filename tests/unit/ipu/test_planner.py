@@ -94,7 +94,7 @@ def test_bottleneck_of_nothing_possible() -> None:
     assert bottleneck([np.full((3, 3), np.inf)] * 2) is None
 
 
-GRAPH = build_model(config(LLAMA), Recipe.of("fp16"), max_length=64).graph
+GRAPHS = build_model(config(LLAMA), Recipe.of("fp16"), max_length=64).sharded
 WORKLOAD = Workload(1, 8, 64)
 
 
@@ -104,7 +104,7 @@ def small(tile_bytes: int) -> Device:
 
 
 def test_each_objective_finds_its_best() -> None:
-    found = search(GRAPH, small(30_000), WORKLOAD)
+    found = search(GRAPHS, small(30_000), WORKLOAD)
     assert len(found.plans) > 3
     assert found.best("latency").latency == min(plan.latency for plan in found.plans)
     assert found.best("throughput").tokens_per_second == max(plan.tokens_per_second for plan in found.plans)
@@ -115,7 +115,7 @@ def test_each_objective_finds_its_best() -> None:
 
 
 def test_nothing_beats_the_front() -> None:
-    found = search(GRAPH, small(30_000), WORKLOAD)
+    found = search(GRAPHS, small(30_000), WORKLOAD)
     for one in found.front:
         for other in found.plans:
             is_better = (
@@ -128,34 +128,38 @@ def test_nothing_beats_the_front() -> None:
 
 def test_more_memory_never_needs_more_ipus() -> None:
     sizes = [20_000, 30_000, 60_000, 200_000]
-    needed = [search(GRAPH, small(size), WORKLOAD).best("ipus").reserved for size in sizes]
+    needed = [search(GRAPHS, small(size), WORKLOAD).best("ipus").reserved for size in sizes]
     assert needed == sorted(needed, reverse=True)
     assert needed[-1] == 1
 
 
 def test_replicas_that_do_not_divide_the_heads_are_named() -> None:
-    found = search(GRAPH, C600, WORKLOAD)  # 6 heads, 3 of keys and values
-    assert found.rejected[4] == "num_replicas=4 does not divide 6 heads; valid: 1, 2, 3, 6; power of two: 1, 2"
-    assert found.rejected[2].startswith("num_replicas=2 neither divides 3 key/value heads")
+    found = search(GRAPHS, C600, WORKLOAD)  # 6 heads, 3 of keys and values
+    layer = "(model.layers.0.self_attn)"
+    assert found.rejected[4] == f"num_replicas=4 does not divide 6 heads; valid: 1, 3, 6; power of two: 1 {layer}"
+    assert found.rejected[2] == (
+        "num_replicas=2 neither divides 3 key/value heads nor is a multiple of them; valid: 1, 3, 6; power of two: 1 "
+        f"{layer}"
+    )
     assert {plan.replicas for plan in found.plans} == {1}
 
 
 def test_limits() -> None:
-    assert {plan.reserved for plan in search(GRAPH, small(30_000), WORKLOAD, max_ipus=2).plans} <= {1, 2}
-    assert search(GRAPH, small(3000), WORKLOAD).plans == ()
+    assert {plan.reserved for plan in search(GRAPHS, small(30_000), WORKLOAD, max_ipus=2).plans} <= {1, 2}
+    assert search(GRAPHS, small(3000), WORKLOAD).plans == ()
     with pytest.raises(ConfigError):
         Search((), {}).best("latency")
 
 
 def test_fixed_stages_try_replicas() -> None:
-    found = fixed_stages(GRAPH, C600, WORKLOAD, [3, 3], [1, 3, 4])
+    found = fixed_stages(GRAPHS, C600, WORKLOAD, [3, 3], [1, 3, 4])
     assert [plan.replicas for plan in found.plans] == [1, 3]
     assert list(found.rejected) == [4]
 
 
 def test_a_tied_head_is_on_the_first_stage() -> None:
-    graph = build_model(config(GPT2), Recipe.of("fp16"), max_length=64).graph
-    found = search(graph, small(30_000), WORKLOAD)
+    graphs = build_model(config(GPT2), Recipe.of("fp16"), max_length=64).sharded
+    found = search(graphs, small(30_000), WORKLOAD)
     plan = next(plan for plan in found.plans if len(plan.stages) > 1)
     assert plan.stages[0].has_head and plan.stages[0].has_embedding
     assert not plan.stages[-1].has_head

@@ -24,8 +24,8 @@ WORKLOAD = Workload(2, 8, 64)
 
 
 def plan_of(raw: dict[str, object], stages: list[int], is_pipelined: bool = False, replicas: int = 1) -> Plan:
-    graph = build_model(config(raw), Recipe.of("fp16"), max_length=64).graph
-    return evaluate(make_replica(graph, C600, WORKLOAD, replicas), stages, is_pipelined)
+    graph = build_model(config(raw), Recipe.of("fp16"), max_length=64).sharded(replicas)
+    return evaluate(make_replica(graph, C600, WORKLOAD), stages, is_pipelined)
 
 
 @pytest.mark.parametrize("raw", [LLAMA, GPT2], ids=["llama", "gpt2"])
@@ -84,8 +84,8 @@ def test_pictures_of_a_plan(tmp_path: Path, stages: list[int], is_pipelined: boo
 
 def test_picture_of_a_sweep(tmp_path: Path) -> None:
     device = dataclasses.replace(C600, tiles=16, tile_bytes=30_000, code_bytes=64, code_bytes_per_op=8)
-    graph = build_model(config(LLAMA), Recipe.of("fp16"), max_length=64).graph
-    found = search(graph, device, WORKLOAD)
+    graphs = build_model(config(LLAMA), Recipe.of("fp16"), max_length=64).sharded
+    found = search(graphs, device, WORKLOAD)
     variants = [Variant("fp16", 64, found.plans), Variant("fp8", 64, ())]
     draw_sweep(tmp_path / "sweep.png", variants, found.best("latency"), "small")
     assert is_picture(tmp_path / "sweep.png")

@@ -3,16 +3,22 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 import yaml
 from safetensors.numpy import load_file
+from safetensors.torch import save_file
 
+from poptransformer import layers, nn
+from poptransformer.graph import Graph
+from poptransformer.program import Program
 from poptransformer.training import PyTorchBaseModel, get_params, run
 from poptransformer.training.checkpoints import WEIGHTS, checkpoints_of
 from tests.unit.training.tiny_run import Model, eval_data, losses, train, train_data, write
@@ -47,6 +53,14 @@ def test_steps_counts_from_where_the_run_is(tmp_path: Path) -> None:
     assert losses(tmp_path).count("\n") == 12  # a line of names, and nothing was trained again
 
 
+def test_a_run_that_was_killed_before_its_last_evaluation_evaluates(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    train(path)
+    train(path, mode="train_and_eval")
+    results = json.loads((tmp_path / "out" / "train_and_eval" / "results.json").read_text())
+    assert results == train(path, mode="eval") and list(results) == ["step 23"]
+
+
 def test_old_checkpoints_go(tmp_path: Path) -> None:
     train(write(tmp_path, runconfig={"keep_checkpoint_max": 2}))
     assert [path.name for path in checkpoints_of(tmp_path / "out")] == ["checkpoint_20", "checkpoint_23"]
@@ -69,6 +83,8 @@ def test_evaluation(tmp_path: Path) -> None:
 def test_evaluating_in_between_changes_nothing(tmp_path: Path) -> None:
     train(write(tmp_path / "plain"))
     train(write(tmp_path / "both", runconfig={"eval_frequency": 3}), mode="train_and_eval")
+    results = json.loads((tmp_path / "both" / "out" / "train_and_eval" / "results.json").read_text())
+    assert list(results) == [f"step {step}" for step in (*range(3, 23, 3), 23)]
     assert losses(tmp_path / "plain") == losses(tmp_path / "both")
 
 
@@ -196,6 +212,90 @@ def test_compile_only_saves_what_was_trained(tmp_path: Path) -> None:
     x = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
     expected = (x @ weights["0.weight"].T + weights["0.bias"]) @ weights["2.weight"].T + weights["2.bias"]
     np.testing.assert_allclose(session.run(None, {"x": x})[0], expected, atol=1e-5)
+
+
+class Encoder(PyTorchBaseModel):
+    """An encoder of two layers, for everything that a graph without running is asked for."""
+
+    def __init__(self, params: dict[str, Any]) -> None:
+        layer = nn.TransformerEncoderLayer(64, 4, 96)
+        super().__init__(params, nn.TransformerEncoder(layer, 2))
+        self.size = params["model"].get("size")
+
+    def build_graph(self, graph: Graph) -> dict[str, ir.Value]:
+        x = graph.input("x", ir.DataType.FLOAT, ["rows", "tokens", 64])
+        layer = functools.partial(layers.TransformerEncoderLayer, d_model=64, nhead=4, dim_feedforward=96)
+        return {"y": layers.TransformerEncoder(None, None, layer, 2)(graph, x)}
+
+
+def train_encoder(tmp_path: Path, *flags: str, target: str = "CPU", **runconfig: Any) -> Any:
+    path = write(tmp_path, runconfig={"graph_sizes": {"rows": 4, "tokens": 16}, **runconfig})
+    return run(Encoder, train_data, eval_data, arguments=[target, "-m", "train", "-p", str(path), *flags])
+
+
+@pytest.mark.parametrize(
+    ("plan", "ranks"),
+    [
+        ({"num_replicas": 2}, "2 ranks (2 x 1 stages)"),
+        ({"layer_per_ipu": [1, 1]}, "2 ranks (1 x 2 stages)"),
+        ({"num_replicas": 4, "layer_per_ipu": [1, 1], "precision": "int4"}, "8 ranks (4 x 2 stages)"),
+    ],
+)
+def test_validate_only_of_replicas_and_stages(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], plan: dict[str, Any], ranks: str
+) -> None:
+    found = train_encoder(tmp_path, "--validate_only", target="IPU", **plan)
+    matrices = 4 * 64 * 64 + 2 * 64 * 96
+    assert found.parameters == 2 * (matrices // plan.get("num_replicas", 1) + 4 * 64)
+    out = capsys.readouterr().out
+    assert f"MiB on {ranks}; " in out
+    stages = len(plan.get("layer_per_ipu", [2]))
+    assert f"Emulated on c600: {stages} stage" in out and "B (" in out and "One call: " in out
+    assert (
+        yaml.safe_load((tmp_path / "out" / "train" / "params_train.yaml").read_text())["runconfig"]["device"] == "c600"
+    )
+
+
+def test_what_an_emulated_device_refuses(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="layer_per_ipu sums to 3, model has 2 layers; try \\[1,1\\]"):
+        train_encoder(tmp_path, "--validate_only", layer_per_ipu=[1, 2])
+    with pytest.raises(SystemExit, match="num_replicas=3 does not divide 4 heads; valid: 1, 2, 4"):
+        train_encoder(tmp_path, "--validate_only", num_replicas=3)
+    with pytest.raises(SystemExit, match="fp8 needs C600"):
+        train_encoder(tmp_path, "--validate_only", device="gc2", precision="fp8")
+    with pytest.raises(SystemExit, match="Invalid device c7, options"):
+        train_encoder(tmp_path, "--validate_only", device="c7")
+    with pytest.raises(SystemExit, match="does not fit on gc2: stage 0 needs"):
+        train_encoder(tmp_path, "--validate_only", device="gc2", graph_sizes={"rows": 4096, "tokens": 512})
+    with pytest.raises(SystemExit, match="The graph has no blocks that an IPU could hold"):
+        train(write(tmp_path, runconfig={"device": "c600"}), "--validate_only")
+
+
+def test_compile_only_of_replicas_and_stages(tmp_path: Path) -> None:
+    """What is saved is opened and gives what one replica gives."""
+    torch.manual_seed(0)
+    save_checkpoint = tmp_path / "weights"
+    save_checkpoint.mkdir()
+    model = Encoder({"model": {}})
+    save_file(
+        {name: tensor.contiguous() for name, tensor in model.model.state_dict().items()}, save_checkpoint / WEIGHTS
+    )
+    flags = ("--compile_only", "--checkpoint_path", str(save_checkpoint), "-c")
+    x = {"x": np.random.default_rng(0).standard_normal((2, 5, 64), np.float32)}
+    results = []
+    for name, plan in {"one": {}, "many": {"num_replicas": 2, "layer_per_ipu": [1, 1]}}.items():
+        folder = train_encoder(tmp_path, *flags, str(tmp_path / name), threads=1, **plan)
+        results.append(Program.load(folder, threads=1).run(x)["y"])
+        manifest = json.loads((folder / "manifest.json").read_text())
+        assert manifest["num_replicas"] == plan.get("num_replicas", 1) and manifest["layer_per_ipu"] == plan.get(
+            "layer_per_ipu", []
+        )
+    np.testing.assert_allclose(results[1], results[0], atol=1e-5)
+    folder = train_encoder(tmp_path, *flags, str(tmp_path / "ipu"), target="IPU", precision="fp8")
+    stored = {weight["stored"] for weight in json.loads((folder / "manifest.json").read_text())["weights"]}
+    assert stored == {"e4m3fnuz channel"}  # the IPU's own 8-bit floats
+    with torch.no_grad():
+        np.testing.assert_allclose(results[0], model.model.eval()(torch.from_numpy(x["x"])), atol=1e-5)
 
 
 def test_a_model_without_a_graph_says_so(tmp_path: Path) -> None:
