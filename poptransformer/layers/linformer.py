@@ -94,8 +94,12 @@ class LinformerAttention(MultiheadAttention):
         rotary_position_embedding_helper: None = None,
         lengths: ir.Value | None = None,
         projection: ir.Value | None = None,
+        layer_idx: int | None = None,
     ) -> ir.Value:
-        """Returns what `poptransformer.nn.LinformerAttention` does; `lengths` are int64 `[B]`."""
+        """Returns what `poptransformer.nn.LinformerAttention` does; `lengths` are int64 `[B]`.
+
+        Rows of more than n tokens, and lengths that are not those of the packed rows, stop the run with an error.
+        """
         check_no_positions(
             {"attn_mask": attn_mask, "position_bias": position_bias}
             | {"rotary_position_embedding_helper": rotary_position_embedding_helper}
@@ -107,12 +111,12 @@ class LinformerAttention(MultiheadAttention):
             query = self.proj_q_dense_layer(graph, q)
             key, value = self.proj_k_dense_layer(graph, k), self.proj_v_dense_layer(graph, v)
             if lengths is not None:
-                attended = self._packed_attention(graph, (query, key, value), matrices, lengths)
+                attended = self._packed_attention(graph, (query, key, value), matrices, lengths, layer_idx)
             else:
                 if key_padding_mask is not None:
                     padding = ops.unsqueeze(graph, ops.cast(graph, key_padding_mask, np.bool_), [2])
                     key, value = (ops.where(graph, padding, 0.0, x) for x in (key, value))
-                attended = self._projected_attention(graph, query, key, value, matrices)
+                attended = self._projected_attention(graph, query, key, value, matrices, layer_idx)
             return self.proj_output_dense_layer(graph, attended)
 
     def _matrices(self, projection: ir.Value | None) -> Matrices:
@@ -124,7 +128,13 @@ class LinformerAttention(MultiheadAttention):
         return first, self.proj_f.weight_id if self.attention_style == "linformer-shared-heads" else first
 
     def _projected_attention(
-        self, graph: Graph, query: ir.Value, key: ir.Value, value: ir.Value, matrices: Matrices
+        self,
+        graph: Graph,
+        query: ir.Value,
+        key: ir.Value,
+        value: ir.Value,
+        matrices: Matrices,
+        layer_idx: int | None,
     ) -> ir.Value:
         """Attended values `[B, L, N*H]` of `[B, L, N*H]` and `[B, S, N*H]`."""
         length = ops.shape(graph, key, 1, 2)
@@ -136,12 +146,16 @@ class LinformerAttention(MultiheadAttention):
             ops.matmul(graph, columns[matrix.name], x) for matrix, x in zip(matrices, (key, value), strict=True)
         )
         query, key, value = (self._heads(graph, x) for x in (query, key, value))
-        weights = self._weights(graph, query, key, bias=None, layer_idx=None)
-        attended = ops.transpose(graph, ops.matmul(graph, weights, value), [0, 2, 1, 3])
-        return ops.reshape(graph, attended, [0, 0, self.num_heads * self.head_dim])
+        weights = self._weights(graph, query, key, None, layer_idx)
+        return self._side_by_side(graph, ops.matmul(graph, weights, value))
 
     def _packed_attention(
-        self, graph: Graph, packed: tuple[ir.Value, ...], matrices: Matrices, lengths: ir.Value
+        self,
+        graph: Graph,
+        packed: tuple[ir.Value, ...],
+        matrices: Matrices,
+        lengths: ir.Value,
+        layer_idx: int | None,
     ) -> ir.Value:
         """The same of each sequence of packed rows `[1, T, N*H]`, in a loop; no padding is made or computed."""
         columns = self.num_heads * self.head_dim
@@ -154,9 +168,12 @@ class LinformerAttention(MultiheadAttention):
         goes_on = ir.Value(name=graph.unique_name("goes_on"), type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([]))
 
         def one(number: ir.Value, goes_on: ir.Value, start: ir.Value, done: ir.Value) -> list[ir.Value]:
-            end = ops.add(graph, start, ops.unsqueeze(graph, ops.gather(graph, lengths, number), [0]))
+            length = ops.unsqueeze(graph, ops.gather(graph, lengths, number), [0])
+            end = ops.add(graph, start, length)
             query, key, value = (ops.slice(graph, x, start, end, [1], [1]) for x in packed)
-            attended = self._projected_attention(graph, query, key, value, matrices)
+            # A slice beyond the end is shorter without a word; this reshape says so.
+            query = ops.reshape(graph, query, ops.concat(graph, [[1], length, [columns]], 0))
+            attended = self._projected_attention(graph, query, key, value, matrices, layer_idx)
             return [ops.identity(graph, goes_on), end, ops.concat(graph, [done, attended], 1)]
 
         body = graph.subgraph(one, [number, goes_on, start, done], name="sequence")
