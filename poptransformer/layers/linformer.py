@@ -167,16 +167,18 @@ class LinformerAttention(MultiheadAttention):
         number = ir.Value(name=graph.unique_name("number"), type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([]))
         goes_on = ir.Value(name=graph.unique_name("goes_on"), type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([]))
 
-        def one(number: ir.Value, goes_on: ir.Value, start: ir.Value, done: ir.Value) -> list[ir.Value]:
+        one, width = ops.constant(graph, [1]), ops.constant(graph, [columns])
+
+        def attend(number: ir.Value, goes_on: ir.Value, start: ir.Value, done: ir.Value) -> list[ir.Value]:
             length = ops.unsqueeze(graph, ops.gather(graph, lengths, number), [0])
             end = ops.add(graph, start, length)
             query, key, value = (ops.slice(graph, x, start, end, [1], [1]) for x in packed)
             # A slice beyond the end is shorter without a word; this reshape says so.
-            query = ops.reshape(graph, query, ops.concat(graph, [[1], length, [columns]], 0))
+            query = ops.reshape(graph, query, ops.concat(graph, [one, length, width], 0))
             attended = self._projected_attention(graph, query, key, value, matrices, layer_idx)
             return [ops.identity(graph, goes_on), end, ops.concat(graph, [done, attended], 1)]
 
-        body = graph.subgraph(one, [number, goes_on, start, done], name="sequence")
+        body = graph.subgraph(attend, [number, goes_on, start, done], name="sequence")
         count = ops.squeeze(graph, ops.shape(graph, lengths, 0, 1), [0])
         initial = [ops.constant(graph, [0]), nothing]
         _, attended = ops.loop(graph, count, ops.constant(graph, True), initial, body)
