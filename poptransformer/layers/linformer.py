@@ -76,6 +76,7 @@ class LinformerAttention(MultiheadAttention):
         )
         super().__init__(context, name, embed_dim, num_heads, **arguments)
         self.attention_style = attention_style
+        self.projected_dims = projected_dims
         sizes = (max_sequence_length, projected_dims)
         if attention_style != "linformer-shared-layers":
             self.proj_e = LinformerProjection(self.context, "proj_e", *sizes)
@@ -141,7 +142,9 @@ class LinformerAttention(MultiheadAttention):
         columns: dict[str | None, ir.Value] = {}  # of E and F, cut to the row
         for matrix in matrices:
             if matrix.name not in columns:
-                columns[matrix.name] = ops.slice(graph, matrix, [0], length, [1], [1])
+                cut = ops.slice(graph, matrix, [0], length, [1], [1])
+                # Shape inference knows nothing of a slice that ends where data says; this tells it what remains.
+                columns[matrix.name] = ops.reshape(graph, cut, [self.projected_dims, -1])
         key, value = (
             ops.matmul(graph, columns[matrix.name], x) for matrix, x in zip(matrices, (key, value), strict=True)
         )

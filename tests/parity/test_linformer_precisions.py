@@ -16,10 +16,15 @@ import torch
 
 from poptransformer import layers, nn
 from poptransformer.attention_rules import LINFORMER_STYLES
+from poptransformer.build import Build
 from poptransformer.errors import ConfigError
 from poptransformer.graph import Graph
+from poptransformer.ipu.device import load_device
+from poptransformer.planning.program import program_report
 from poptransformer.program import Program
+from poptransformer.program_graph import build_program
 from poptransformer.runtime import SessionSettings
+from poptransformer.validation import validate
 from tests.parity.dequantized import rounded, roundings, weights_of
 from tests.parity.layers_api import BIASED
 from tests.parity.test_layers_api_precisions import CASES, ROUNDED_INPUTS, put_together
@@ -155,3 +160,34 @@ def test_projections_cannot_be_packed(caplog: pytest.LogCaptureFixture) -> None:
         "layers.0.self_attn.proj_e.weight stays as it is, for it is read by Slice; *proj_e* asks for int8"
         in caplog.text
     )
+
+
+def make_padded(graph: Graph, style: str) -> Mapping[str, ir.Value]:
+    src = graph.input("x", ir.DataType.FLOAT, ["batch", "tokens", D])
+    padding = graph.input("padding", ir.DataType.BOOL, ["batch", "tokens"])
+    layer = functools.partial(layers.LinformerEncoderLayer, **SIZES, attention_style=style)
+    return {"y": layers.LinformerEncoder(None, None, layer, 2)(graph, src, padding)}
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("add", [make, make_padded])
+def test_validation(add: Any, precision: str) -> None:
+    """It knows the bytes of the weights, and the shapes of all values but E and F, which are cut to a row's length."""
+    style = LINFORMER_STYLES[0]
+    build = Build(state_dict=nn.as_state_dict(model(style)), precision=precision)
+    sizes = {"tokens": 40, "batch": 4}
+    found = validate(build_program(lambda graph: add(graph, style), build).model, build.recipe, sizes)
+    stored = compiled(style, precision, fuse=False).model.graph.initializers.items()
+    assert found.weight_bytes == sum(value.const_value.nbytes for name, value in stored if "const_" not in name)
+    assert found.unknown_shapes <= 8
+    assert add is make or found.activation_bytes > 4 * 4 * N * 40 * k  # attention's weights of all rows
+
+
+def test_the_report_of_an_ipu_says_what_it_does_not_count() -> None:
+    build, device = Build(state_dict=nn.as_state_dict(model(LINFORMER_STYLES[0]))), load_device("gc200")
+    sizes = {"tokens": 40, "batch": 4}
+    reports = [
+        "\n".join(program_report(lambda graph, add=add: add(graph, LINFORMER_STYLES[0]), build, device, sizes))
+        for add in (make, make_padded)
+    ]
+    assert "Not counted: what 2 Loop nodes do" in reports[0] and "Not counted" not in reports[1]
