@@ -6,7 +6,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -68,28 +67,30 @@ def _finish(panel: Axes, title: str, label: str, lengths: Sequence[int]) -> None
     panel.legend(fontsize=8)
 
 
-def plot_rows(runs: Sequence[Mapping[str, Any]], kinds: Mapping[str, str], path: Path) -> None:
+def plot_rows(
+    summary: Mapping[tuple[str, float], Mapping[str, float]], kinds: Mapping[str, str], title: str, path: Path
+) -> None:
     """A panel for each kind: how much faster than padded rows trimmed and packed ones are, by the fill ratio."""
     figure, axes = pyplot.subplots(
         1, len(kinds), figsize=(len(kinds) * PANEL[0], PANEL[1]), squeeze=False, sharey=True, layout="constrained"
     )
-    for panel, (kind, title) in zip(axes[0], kinds.items(), strict=True):
-        same = [found for found in runs if found["kind"] == kind]
-        points = sorted((sum(found["lengths"]) / (len(found["lengths"]) * found["n"]), found) for found in same)
-        fills = [100 * fill for fill, _ in points]
-        for way, colour in (("packed", COLOURS[0]), ("trimmed", COLOURS[2])):
-            ratios = [found["seconds"]["padded"] / found["seconds"][way] for _, found in points]
-            label = {"packed": "packed: no padding", "trimmed": "padded to the longest row"}[way]
-            panel.plot(fills, ratios, marker="o", color=colour, label=label)
-        every = np.linspace(fills[0], fills[-1], 100)
+    for panel, (kind, name) in zip(axes[0], kinds.items(), strict=True):
+        fills = [fill for of, fill in summary if of == kind]
+        percent = [100 * fill for fill in fills]
+        for way, label, colour in (
+            ("packed", "packed: no padding", COLOURS[0]),
+            ("trimmed", "trimmed: padded to the longest row", COLOURS[2]),
+        ):
+            ratios = [summary[kind, fill][f"{way}, times faster"] for fill in fills]
+            panel.plot(percent, ratios, marker="o", color=colour, label=label)
+        every = np.linspace(percent[0], percent[-1], 100)
         panel.plot(every, 100 / every, "--", color=GREYS["full"], label="ideal: valid tokens alone")
         panel.axhline(1, color="black", linewidth=0.6)
         panel.set_xlabel("tokens that are no padding, %")
-        panel.set_title(title, fontsize=10)
+        panel.set_title(name, fontsize=10)
         panel.grid(alpha=0.3)
         panel.legend(fontsize=8)
     axes[0, 0].set_ylabel("times faster than padded to n")
-    first = runs[0]
-    figure.suptitle(f"Linformer without padding: {len(first['lengths'])} rows of up to {first['n']} tokens")
+    figure.suptitle(title)
     figure.savefig(path, dpi=100)
     pyplot.close(figure)
