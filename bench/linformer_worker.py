@@ -30,6 +30,8 @@ from poptransformer.program import Program
 
 LEAST, MOST, SECONDS = 3, 9, 2.0  # repetitions, and when there have been enough
 STYLE = "linformer-shared-kv"
+Ways = dict[str, Callable[[], object]]
+Outputs = dict[str, np.ndarray]
 
 
 def encoder(job: Mapping[str, Any]) -> Any:
@@ -113,40 +115,45 @@ def attention(job: Mapping[str, Any]) -> dict[str, Any]:
 def rows(job: Mapping[str, Any]) -> dict[str, Any]:
     """Seconds of padded, trimmed and packed rows, and the largest difference of their outputs."""
     lengths = job["lengths"]
-    model = encoder(job)
     x = torch.randn(len(lengths), job["n"], job["sizes"]["d_model"])
     padding = torch.arange(job["n"])[None] >= torch.tensor(lengths)[:, None]
-    longest, valid = max(lengths), ~padding
-    packed = x[valid][None]
-    if job["kind"] == "training":
-        model.train()
-        compute = {
-            "padded": lambda: model(x, padding)[valid],
-            "trimmed": lambda: model(x[:, :longest], padding[:, :longest])[valid[:, :longest]],
-            "packed": lambda: model(packed, lengths=lengths)[0],
-        }
-        outputs = {name: one().detach().numpy() for name, one in compute.items()}
-        ways: dict[str, Callable[[], object]] = {name: training_step(model, one) for name, one in compute.items()}
-    else:
-        columns = x.shape[-1]
-        masked = {"src": ("FLOAT", ["batch", "tokens", columns]), "src_key_padding_mask": ("BOOL", ["batch", "tokens"])}
-        in_rows = compiled(job, model, masked)
-        in_one = compiled(job, model, {"src": ("FLOAT", [1, "tokens", columns]), "lengths": ("INT64", ["batch"])})
-        given = {"src": x.numpy(), "src_key_padding_mask": padding.numpy()}
-        cut = {name: np.ascontiguousarray(array[:, :longest]) for name, array in given.items()}
-        one_row = {"src": packed.numpy(), "lengths": np.array(lengths)}
-        outputs = {
-            "padded": in_rows.run(given)["y"][valid.numpy()],
-            "trimmed": in_rows.run(cut)["y"][valid[:, :longest].numpy()],
-            "packed": in_one.run(one_row)["y"][0],
-        }
-        ways = {
-            "padded": functools.partial(in_rows.run, given),
-            "trimmed": functools.partial(in_rows.run, cut),
-            "packed": functools.partial(in_one.run, one_row),
-        }
+    ways, outputs = (_training_ways if job["kind"] == "training" else _graph_ways)(job, encoder(job), x, padding)
     differences = [float(np.abs(found - outputs["padded"]).max()) for found in outputs.values()]
     return {"difference": max(differences), "seconds": seconds_of(ways)}
+
+
+def _training_ways(job: Mapping[str, Any], model: Any, x: torch.Tensor, padding: torch.Tensor) -> tuple[Ways, Outputs]:
+    model.train()
+    longest, valid = max(job["lengths"]), ~padding
+    packed = x[valid][None]
+    compute = {
+        "padded": lambda: model(x, padding)[valid],
+        "trimmed": lambda: model(x[:, :longest], padding[:, :longest])[valid[:, :longest]],
+        "packed": lambda: model(packed, lengths=job["lengths"])[0],
+    }
+    outputs = {name: one().detach().numpy() for name, one in compute.items()}
+    return {name: training_step(model, one) for name, one in compute.items()}, outputs
+
+
+def _graph_ways(job: Mapping[str, Any], model: Any, x: torch.Tensor, padding: torch.Tensor) -> tuple[Ways, Outputs]:
+    columns, longest, valid = x.shape[-1], max(job["lengths"]), ~padding.numpy()
+    masked = {"src": ("FLOAT", ["batch", "tokens", columns]), "src_key_padding_mask": ("BOOL", ["batch", "tokens"])}
+    in_rows = compiled(job, model, masked)
+    in_one = compiled(job, model, {"src": ("FLOAT", [1, "tokens", columns]), "lengths": ("INT64", ["batch"])})
+    given = {"src": x.numpy(), "src_key_padding_mask": padding.numpy()}
+    cut = {name: np.ascontiguousarray(array[:, :longest]) for name, array in given.items()}
+    packed = {"src": x.numpy()[valid][None], "lengths": np.array(job["lengths"])}
+    outputs = {
+        "padded": in_rows.run(given)["y"][valid],
+        "trimmed": in_rows.run(cut)["y"][valid[:, :longest]],
+        "packed": in_one.run(packed)["y"][0],
+    }
+    ways: Ways = {
+        "padded": functools.partial(in_rows.run, given),
+        "trimmed": functools.partial(in_rows.run, cut),
+        "packed": functools.partial(in_one.run, packed),
+    }
+    return ways, outputs
 
 
 def main() -> None:

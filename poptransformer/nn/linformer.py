@@ -78,7 +78,7 @@ class LinformerAttention(MultiheadAttention):
         key_padding_mask: Tensor | None = None,
         position_bias: None = None,
         rotary_position_embedding_helper: None = None,
-        lengths: Sequence[int] | None = None,
+        lengths: Sequence[int] | Tensor | None = None,
         projection: Tensor | None = None,
         layer_idx: int | None = None,
     ) -> Tensor:
@@ -92,7 +92,7 @@ class LinformerAttention(MultiheadAttention):
             key_padding_mask: `[B, S]`, True or nonzero for padding.
             position_bias: must be None.
             rotary_position_embedding_helper: must be None.
-            lengths: tokens of each sequence of packed rows; their sum is T.
+            lengths: tokens of each sequence of packed rows, as numbers or a tensor; their sum is T.
             projection: the matrix `[k, n]` of all layers, for `linformer-shared-layers`.
             layer_idx: number of the layer, for `scale_qk_dot_by_layer_idx`.
 
@@ -112,8 +112,9 @@ class LinformerAttention(MultiheadAttention):
             return self.proj_output_dense_layer(self._projected_attention(query, key, value, matrices, layer_idx))
         if key_padding_mask is not None:
             raise ConfigError("Packed rows have no padding; give lengths or key_padding_mask, not both.")
+        lengths = [int(length) for length in lengths]
         check_lengths(lengths, (query, key, value))
-        parts = [x.split(list(lengths), 1) for x in (query, key, value)]
+        parts = [x.split(lengths, 1) for x in (query, key, value)]
         attended = [self._projected_attention(q, k, v, matrices, layer_idx) for q, k, v in zip(*parts, strict=True)]
         return self.proj_output_dense_layer(torch.cat(attended, 1))
 
@@ -200,7 +201,7 @@ class LinformerEncoderLayer(TransformerEncoderLayer):
         self,
         src: Tensor,
         src_key_padding_mask: Tensor | None = None,
-        lengths: Sequence[int] | None = None,
+        lengths: Sequence[int] | Tensor | None = None,
         projection: Tensor | None = None,
     ) -> Tensor:
         """Maps `[B, L, D]`, or packed `[1, T, D]`, to the same shape.
@@ -260,7 +261,7 @@ class LinformerEncoder(TransformerEncoder):
         self,
         src: Tensor,
         src_key_padding_mask: Tensor | None = None,
-        lengths: Sequence[int] | None = None,
+        lengths: Sequence[int] | Tensor | None = None,
         extract_layer_idx: int | None = None,
     ) -> Tensor:
         """Maps `[B, L, D]`, or packed `[1, T, D]`, to the same shape.

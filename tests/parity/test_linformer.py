@@ -200,6 +200,11 @@ def test_what_padding_holds_changes_nothing(style: str) -> None:
     assert (leaking - expected).abs().max() > 1e-2
 
 
+def test_lengths_may_be_a_tensor() -> None:
+    model, x = encoder("linformer-shared-heads"), packed(rows())
+    torch.testing.assert_close(model(x, lengths=torch.tensor(LENGTHS)), model(x, lengths=LENGTHS), atol=0, rtol=0)
+
+
 def test_fewer_columns_of_padding_change_nothing() -> None:
     """A batch whose rows are all short needs no columns up to n."""
     longest = max(LENGTHS[1:])
