@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import functools
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -191,3 +192,11 @@ def test_the_report_of_an_ipu_says_what_it_does_not_count() -> None:
         for add in (make, make_padded)
     ]
     assert "Not counted: what 2 Loop nodes do" in reports[0] and "Not counted" not in reports[1]
+
+
+@pytest.mark.parametrize("plan", [{"precision": "int8"}, {"model_type": "tp", "num_replicas": 2}], ids=str)
+def test_a_packed_graph_is_saved_and_opened(plan: dict[str, Any], tmp_path: Path) -> None:
+    program = compiled(LINFORMER_STYLES[2], **plan)
+    opened = Program.load(program.save(tmp_path / "model"), threads=1)
+    np.testing.assert_array_equal(result(opened), result(program))
+    assert opened.report == program.report
