@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from poptransformer.build import check_choice
 from poptransformer.errors import ConfigError
 
 ATTENTION_TYPES = ("scaled_dot_product", "dot_product", "scaled_cosine")
+LINFORMER_STYLES = ("linformer-shared-heads", "linformer-shared-kv", "linformer-shared-layers")
 MAX_COSINE_SCALE = math.log(100.0)  # of `scaled_cosine`, whose learned scale is a logarithm (Swin V2)
 
 
@@ -44,3 +46,33 @@ def score_scale(head_dim: int, attention_type: str, scale_qk_dot_by_d: bool) -> 
     if attention_type != "scaled_dot_product":
         return 1.0
     return 1.0 / head_dim if scale_qk_dot_by_d else head_dim**-0.5
+
+
+def check_linformer(max_sequence_length: int, projected_dims: int, attention_style: str, attention_type: str) -> None:
+    """Checks the arguments of a `LinformerAttention` that `MultiheadAttention` has not.
+
+    Raises:
+        ConfigError: an unknown style, sizes that are no sizes, or cosine scores, which projected keys do not have.
+    """
+    check_choice("attention_style", attention_style, LINFORMER_STYLES)
+    if not 1 <= projected_dims <= max_sequence_length:
+        raise ConfigError(
+            f"projected_dims must be from 1 to max_sequence_length {max_sequence_length}, found {projected_dims}."
+        )
+    if attention_type == "scaled_cosine":
+        raise ConfigError("attention_type scaled_cosine compares single keys, which Linformer mixes; choose another.")
+
+
+def check_no_positions(given: Mapping[str, object]) -> None:
+    """Raises for masks and biases by the position of a key: after Linformer's projection, keys have none."""
+    for name, value in given.items():
+        if value is not None:
+            raise ConfigError(f"Linformer attention takes no {name}: projected keys stand for no single position.")
+
+
+def check_projection(attention_style: str, has_projection: bool) -> None:
+    """Raises unless a matrix is passed to the layers that share one, and to those alone."""
+    shares = attention_style == "linformer-shared-layers"
+    if shares != has_projection:
+        needs = "needs the projection that layers share" if shares else "has projections of its own and takes none"
+        raise ConfigError(f"attention_style {attention_style} {needs}; a LinformerEncoder passes it on.")

@@ -14,6 +14,7 @@ from poptransformer.layers.embedding_positions import (
 )
 from poptransformer.layers.feed_forward import FeedForwardNetwork
 from poptransformer.layers.linear import Conv1D, Linear
+from poptransformer.layers.linformer import LinformerAttention, LinformerEncoder, LinformerEncoderLayer
 from poptransformer.layers.lm_head import LMHead
 from poptransformer.layers.masks import causal_mask
 from poptransformer.layers.mlp import MLP, GatedMLP
@@ -41,6 +42,9 @@ __all__ = [
     "FeedForwardNetwork",
     "FixedPositionEmbeddingLayer",
     "LearnedPositionEmbeddingLayer",
+    "LinformerAttention",
+    "LinformerEncoder",
+    "LinformerEncoderLayer",
     "MultiheadAttention",
     "RelativePositionEmbeddingLayer",
     "RotaryPositionEmbeddingHelper",

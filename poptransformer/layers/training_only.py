@@ -18,6 +18,7 @@ INITIALIZERS = (
     "initializer",
     "output_layer_initializer",
     "position_embeddings_initializer",
+    "projection_initializer",
     "segment_embeddings_initializer",
 )
 TRAINING_ONLY = (

@@ -143,6 +143,10 @@ class TransformerEncoderLayer(BaseLayer):
                 **numbered,
             )
 
+        return self._blocks(graph, src, attend)
+
+    def _blocks(self, graph: Graph, src: ir.Value, attend: Callable[[ir.Value], ir.Value]) -> ir.Value:
+        """Attention and feed-forward network, each with its norm and its sum."""
         with graph.nameScope(self.context):
             x = residual(graph, src, self.norm1, attend, self.norm_first)
             return residual(graph, x, self.norm2, lambda y: self.ffn(graph, y), self.norm_first)

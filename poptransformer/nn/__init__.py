@@ -21,6 +21,7 @@ from poptransformer.nn.encoder import TransformerEncoder, TransformerEncoderLaye
 from poptransformer.nn.feed_forward import FeedForwardNetwork
 from poptransformer.nn.initializers import INITIALIZERS, create_initializer
 from poptransformer.nn.language_model import LanguageModel
+from poptransformer.nn.linformer import LinformerAttention, LinformerEncoder, LinformerEncoderLayer
 from poptransformer.nn.losses import GPTLMHeadModelLoss
 from poptransformer.nn.masks import (
     create_2D_autoregressive_mask,
@@ -49,6 +50,9 @@ __all__ = [
     "GPTLMHeadModelLoss",
     "LanguageModel",
     "LearnedPositionEmbeddingLayer",
+    "LinformerAttention",
+    "LinformerEncoder",
+    "LinformerEncoderLayer",
     "MultiheadAttention",
     "RelativePositionEmbeddingLayer",
     "RotaryPositionEmbeddingHelper",

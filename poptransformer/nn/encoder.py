@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -187,6 +187,10 @@ class TransformerEncoderLayer(nn.Module):
             )
             return self.dropout1(attended)
 
+        return self._blocks(src, attend)
+
+    def _blocks(self, src: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
+        """Attention and feed-forward network, each with its norm and its sum."""
         if self.norm_first:
             x = src + attend(self.norm1(src))
             return x + self.ffn(self.norm2(x))

@@ -245,13 +245,14 @@ def split(graph: Graph, x: Value, sizes: Sequence[int], axis: int = -1) -> list[
 def slice(
     graph: Graph,
     x: Value,
-    starts: Sequence[int],
-    ends: Sequence[int],
+    starts: Value | Sequence[int],
+    ends: Value | Sequence[int],
     axes: Sequence[int],
     steps: Sequence[int],
 ) -> Value:
-    """Takes `x[start:end:step]` along each of `axes`."""
-    return graph.op("Slice", x, list(starts), list(ends), list(axes), list(steps))
+    """Takes `x[start:end:step]` along each of `axes`; starts and ends may be int64 values `[axes]`."""
+    first, last = (limit if isinstance(limit, Value) else list(limit) for limit in (starts, ends))
+    return graph.op("Slice", x, first, last, list(axes), list(steps))
 
 
 def squeeze(graph: Graph, x: Value, axes: Sequence[int]) -> Value:
