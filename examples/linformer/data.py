@@ -159,9 +159,9 @@ class MaskedBatches:
         if len(row.positions) > most:
             raise ConfigError(f"a record has {len(row.positions)} masks, but max_predictions_per_seq is {most}.")
         for name, ids in (("input_ids", row.ids), ("masked_lm_ids", row.labels)):
-            if len(ids) and not (0 <= ids.min() and ids.max() < size):
+            if len(ids) and not (ids.min() >= 0 and ids.max() < size):
                 raise ConfigError(f"a record's {name} go from {ids.min()} to {ids.max()}, but vocab_size is {size}.")
-        if len(row.positions) and not (0 <= row.positions.min() and row.positions.max() < len(row.ids)):
+        if len(row.positions) and not (row.positions.min() >= 0 and row.positions.max() < len(row.ids)):
             raise ConfigError(f"a record of {len(row.ids)} pieces has masks at {row.positions.tolist()}.")
         if self.pads and (row.ids == self.pads[0]).any():
             raise ConfigError(

@@ -18,6 +18,17 @@ from poptransformer.nn.initializers import create_initializer
 from poptransformer.training import AccuracyMetric, PerplexityMetric, PyTorchBaseModel
 
 
+def pooling(matrix: Tensor) -> Tensor:
+    """Fills E or F `[k, n]` so that each projected key begins as the mean of n/k neighbours.
+
+    One of the projections of the paper's section 4. From there, what a word's neighbours tell is learned sooner.
+    """
+    k, n = matrix.shape
+    window = torch.arange(n, device=matrix.device) * k // n
+    is_inside = (window == torch.arange(k, device=matrix.device)[:, None]).to(matrix.dtype)
+    return matrix.copy_(is_inside / is_inside.sum(1, keepdim=True))
+
+
 class Decoder(nn.Module):
     """Scores of all word pieces, by a table of its own or by that of the embeddings."""
 
@@ -43,6 +54,7 @@ class LinformerModel(nn.Module):
     def __init__(self, params: Mapping[str, Any]) -> None:
         super().__init__()
         size, eps, initializer = params["hidden_size"], params["layer_norm_epsilon"], params["initializer"]
+        projections = params["projection_initializer"]
         drawn = dict.fromkeys(
             ("embeddings_initializer", "position_embeddings_initializer", "segment_embeddings_initializer"), initializer
         )
@@ -55,7 +67,7 @@ class LinformerModel(nn.Module):
             attention_dropout_rate=params["attention_dropout_rate"],
             attention_initializer=initializer,
             ffn_initializer=initializer,
-            projection_initializer="xavier_uniform",  # E and F sum up n tokens: their scale is that of the sum
+            projection_initializer=pooling if projections == "pooling" else projections,
         )
         norm = nn.LayerNorm(size, eps) if params["use_pre_normalization"] else None
         self.encoder = LinformerEncoder(layer, params["num_hidden_layers"], norm)

@@ -76,6 +76,7 @@ MODEL: dict[str, tuple[Any, Rule]] = {
     "dropout_rate": (0.0, _DROPOUT),
     "attention_dropout_rate": (0.0, _DROPOUT),
     "initializer": ({"name": "truncated_normal", "mean": 0.0, "std": 0.02}, _INITIALIZER),
+    "projection_initializer": ("xavier_uniform", _INITIALIZER),  # or `pooling`
     "use_ffn_bias_in_mlm": (False, FLAG),
     "use_output_bias_in_mlm": (False, FLAG),
     "mlm_nonlinearity": ("gelu", TEXT),
