@@ -59,7 +59,7 @@ def run(*arguments: str, code: int = 0, folder: Path = EXAMPLE) -> str:
     return done.stdout + done.stderr
 
 
-# ---- rows of one letter as text, which a tiny model learns in seconds ---------------------------------------------------
+# ---- rows of one letter as text, which a tiny model learns in seconds ---------------------------------------------
 
 
 @pytest.fixture(scope="module")
