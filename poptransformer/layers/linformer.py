@@ -76,6 +76,7 @@ class LinformerAttention(MultiheadAttention):
         )
         super().__init__(context, name, embed_dim, num_heads, **arguments)
         self.attention_style = attention_style
+        self.projected_dims = projected_dims
         sizes = (max_sequence_length, projected_dims)
         if attention_style != "linformer-shared-layers":
             self.proj_e = LinformerProjection(self.context, "proj_e", *sizes)
@@ -94,8 +95,12 @@ class LinformerAttention(MultiheadAttention):
         rotary_position_embedding_helper: None = None,
         lengths: ir.Value | None = None,
         projection: ir.Value | None = None,
+        layer_idx: int | None = None,
     ) -> ir.Value:
-        """Returns what `poptransformer.nn.LinformerAttention` does; `lengths` are int64 `[B]`."""
+        """Returns what `poptransformer.nn.LinformerAttention` does; `lengths` are int64 `[B]`.
+
+        Rows of more than n tokens, and lengths that are not those of the packed rows, stop the run with an error.
+        """
         check_no_positions(
             {"attn_mask": attn_mask, "position_bias": position_bias}
             | {"rotary_position_embedding_helper": rotary_position_embedding_helper}
@@ -107,12 +112,12 @@ class LinformerAttention(MultiheadAttention):
             query = self.proj_q_dense_layer(graph, q)
             key, value = self.proj_k_dense_layer(graph, k), self.proj_v_dense_layer(graph, v)
             if lengths is not None:
-                attended = self._packed_attention(graph, (query, key, value), matrices, lengths)
+                attended = self._packed_attention(graph, (query, key, value), matrices, lengths, layer_idx)
             else:
                 if key_padding_mask is not None:
                     padding = ops.unsqueeze(graph, ops.cast(graph, key_padding_mask, np.bool_), [2])
                     key, value = (ops.where(graph, padding, 0.0, x) for x in (key, value))
-                attended = self._projected_attention(graph, query, key, value, matrices)
+                attended = self._projected_attention(graph, query, key, value, matrices, layer_idx)
             return self.proj_output_dense_layer(graph, attended)
 
     def _matrices(self, projection: ir.Value | None) -> Matrices:
@@ -124,24 +129,36 @@ class LinformerAttention(MultiheadAttention):
         return first, self.proj_f.weight_id if self.attention_style == "linformer-shared-heads" else first
 
     def _projected_attention(
-        self, graph: Graph, query: ir.Value, key: ir.Value, value: ir.Value, matrices: Matrices
+        self,
+        graph: Graph,
+        query: ir.Value,
+        key: ir.Value,
+        value: ir.Value,
+        matrices: Matrices,
+        layer_idx: int | None,
     ) -> ir.Value:
         """Attended values `[B, L, N*H]` of `[B, L, N*H]` and `[B, S, N*H]`."""
         length = ops.shape(graph, key, 1, 2)
         columns: dict[str | None, ir.Value] = {}  # of E and F, cut to the row
         for matrix in matrices:
             if matrix.name not in columns:
-                columns[matrix.name] = ops.slice(graph, matrix, [0], length, [1], [1])
+                cut = ops.slice(graph, matrix, [0], length, [1], [1])
+                # Shape inference knows nothing of a slice that ends where data says; this tells it what remains.
+                columns[matrix.name] = ops.reshape(graph, cut, [self.projected_dims, -1])
         key, value = (
             ops.matmul(graph, columns[matrix.name], x) for matrix, x in zip(matrices, (key, value), strict=True)
         )
         query, key, value = (self._heads(graph, x) for x in (query, key, value))
-        weights = self._weights(graph, query, key, bias=None, layer_idx=None)
-        attended = ops.transpose(graph, ops.matmul(graph, weights, value), [0, 2, 1, 3])
-        return ops.reshape(graph, attended, [0, 0, self.num_heads * self.head_dim])
+        weights = self._weights(graph, query, key, None, layer_idx)
+        return self._side_by_side(graph, ops.matmul(graph, weights, value))
 
     def _packed_attention(
-        self, graph: Graph, packed: tuple[ir.Value, ...], matrices: Matrices, lengths: ir.Value
+        self,
+        graph: Graph,
+        packed: tuple[ir.Value, ...],
+        matrices: Matrices,
+        lengths: ir.Value,
+        layer_idx: int | None,
     ) -> ir.Value:
         """The same of each sequence of packed rows `[1, T, N*H]`, in a loop; no padding is made or computed."""
         columns = self.num_heads * self.head_dim
@@ -153,13 +170,18 @@ class LinformerAttention(MultiheadAttention):
         number = ir.Value(name=graph.unique_name("number"), type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([]))
         goes_on = ir.Value(name=graph.unique_name("goes_on"), type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([]))
 
-        def one(number: ir.Value, goes_on: ir.Value, start: ir.Value, done: ir.Value) -> list[ir.Value]:
-            end = ops.add(graph, start, ops.unsqueeze(graph, ops.gather(graph, lengths, number), [0]))
+        one, width = ops.constant(graph, [1]), ops.constant(graph, [columns])
+
+        def attend(number: ir.Value, goes_on: ir.Value, start: ir.Value, done: ir.Value) -> list[ir.Value]:
+            length = ops.unsqueeze(graph, ops.gather(graph, lengths, number), [0])
+            end = ops.add(graph, start, length)
             query, key, value = (ops.slice(graph, x, start, end, [1], [1]) for x in packed)
-            attended = self._projected_attention(graph, query, key, value, matrices)
+            # A slice beyond the end is shorter without a word; this reshape says so.
+            query = ops.reshape(graph, query, ops.concat(graph, [one, length, width], 0))
+            attended = self._projected_attention(graph, query, key, value, matrices, layer_idx)
             return [ops.identity(graph, goes_on), end, ops.concat(graph, [done, attended], 1)]
 
-        body = graph.subgraph(one, [number, goes_on, start, done], name="sequence")
+        body = graph.subgraph(attend, [number, goes_on, start, done], name="sequence")
         count = ops.squeeze(graph, ops.shape(graph, lengths, 0, 1), [0])
         initial = [ops.constant(graph, [0]), nothing]
         _, attended = ops.loop(graph, count, ops.constant(graph, True), initial, body)

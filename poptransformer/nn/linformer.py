@@ -78,8 +78,9 @@ class LinformerAttention(MultiheadAttention):
         key_padding_mask: Tensor | None = None,
         position_bias: None = None,
         rotary_position_embedding_helper: None = None,
-        lengths: Sequence[int] | None = None,
+        lengths: Sequence[int] | Tensor | None = None,
         projection: Tensor | None = None,
+        layer_idx: int | None = None,
     ) -> Tensor:
         """Returns the output `[B, L, D]`, or `[1, T, D]` for packed rows.
 
@@ -91,8 +92,9 @@ class LinformerAttention(MultiheadAttention):
             key_padding_mask: `[B, S]`, True or nonzero for padding.
             position_bias: must be None.
             rotary_position_embedding_helper: must be None.
-            lengths: tokens of each sequence of packed rows; their sum is T.
+            lengths: tokens of each sequence of packed rows, as numbers or a tensor; their sum is T.
             projection: the matrix `[k, n]` of all layers, for `linformer-shared-layers`.
+            layer_idx: number of the layer, for `scale_qk_dot_by_layer_idx`.
 
         Raises:
             ConfigError: an argument that must be None, a row of more than n tokens, or lengths that do not add up.
@@ -107,12 +109,13 @@ class LinformerAttention(MultiheadAttention):
             if key_padding_mask is not None:
                 padding = _padding(key_padding_mask, key)
                 key, value = key.masked_fill(padding, 0.0), value.masked_fill(padding, 0.0)
-            return self.proj_output_dense_layer(self._projected_attention(query, key, value, matrices))
+            return self.proj_output_dense_layer(self._projected_attention(query, key, value, matrices, layer_idx))
         if key_padding_mask is not None:
             raise ConfigError("Packed rows have no padding; give lengths or key_padding_mask, not both.")
+        lengths = [int(length) for length in lengths]
         check_lengths(lengths, (query, key, value))
-        sequences = zip(*(x.split(list(lengths), 1) for x in (query, key, value)), strict=True)
-        attended = [self._projected_attention(*sequence, matrices) for sequence in sequences]
+        parts = [x.split(lengths, 1) for x in (query, key, value)]
+        attended = [self._projected_attention(q, k, v, matrices, layer_idx) for q, k, v in zip(*parts, strict=True)]
         return self.proj_output_dense_layer(torch.cat(attended, 1))
 
     def _matrices(self, projection: Tensor | None) -> Matrices:
@@ -120,11 +123,11 @@ class LinformerAttention(MultiheadAttention):
         check_projection(self.attention_style, projection is not None)
         if projection is not None:
             return projection, projection
-        first = self.proj_e.weight
-        return first, self.proj_f.weight if self.attention_style == "linformer-shared-heads" else first
+        first, *others = (self.get_parameter(f"{name}.weight") for name in OWN_MATRICES[self.attention_style])
+        return first, others[0] if others else first
 
     def _projected_attention(
-        self, query: Tensor, key: Tensor, value: Tensor, matrices: tuple[Tensor, Tensor]
+        self, query: Tensor, key: Tensor, value: Tensor, matrices: Matrices, layer_idx: int | None
     ) -> Tensor:
         """Attended values `[B, L, N*H]` of `[B, L, N*H]` and `[B, S, N*H]`."""
         length = key.shape[1]
@@ -135,8 +138,8 @@ class LinformerAttention(MultiheadAttention):
             )
         # All heads share a matrix, so one product serves them.
         key, value = (matrix[:, :length] @ x for matrix, x in zip(matrices, (key, value), strict=True))
-        heads = (self._heads(x) for x in (query, key, value))
-        attended, _ = self._attend(*heads, bias=None, layer_idx=None, need_weights=False)
+        query, key, value = (self._heads(x) for x in (query, key, value))
+        attended, _ = self._attend(query, key, value, None, layer_idx, need_weights=False)
         return attended.transpose(1, 2).flatten(-2)
 
 
@@ -152,6 +155,8 @@ def _padding(mask: Tensor, key: Tensor) -> Tensor:
 
 def check_lengths(lengths: Sequence[int], packed: Sequence[Tensor]) -> None:
     """Raises unless packed rows `[1, T, ...]` hold sequences of these lengths."""
+    if any(length < 0 for length in lengths):
+        raise ConfigError(f"Lengths of packed sequences must not be negative, found {list(lengths)}.")
     for x in packed:
         if x.shape[0] != 1 or x.shape[1] != sum(lengths):
             raise ConfigError(
@@ -196,7 +201,7 @@ class LinformerEncoderLayer(TransformerEncoderLayer):
         self,
         src: Tensor,
         src_key_padding_mask: Tensor | None = None,
-        lengths: Sequence[int] | None = None,
+        lengths: Sequence[int] | Tensor | None = None,
         projection: Tensor | None = None,
     ) -> Tensor:
         """Maps `[B, L, D]`, or packed `[1, T, D]`, to the same shape.
@@ -256,7 +261,7 @@ class LinformerEncoder(TransformerEncoder):
         self,
         src: Tensor,
         src_key_padding_mask: Tensor | None = None,
-        lengths: Sequence[int] | None = None,
+        lengths: Sequence[int] | Tensor | None = None,
         extract_layer_idx: int | None = None,
     ) -> Tensor:
         """Maps `[B, L, D]`, or packed `[1, T, D]`, to the same shape.

@@ -10,6 +10,8 @@ import onnx_ir as ir
 
 from poptransformer.graph import DOMAIN, WeightTensor
 
+LOOKUPS = ("Gather", "Slice")
+
 
 @dataclasses.dataclass(frozen=True)
 class Matrix:
@@ -19,7 +21,7 @@ class Matrix:
         value: the initializer.
         tensor: its fp32 tensor over the checkpoint's array.
         products: `Linear` nodes whose weight it is.
-        lookups: `Gather` nodes that pick rows of it.
+        lookups: `Gather` nodes that pick rows or columns of it, and `Slice` nodes.
         others: all other nodes that read it.
     """
 
@@ -51,7 +53,7 @@ class Matrix:
     @property
     def can_be_packed(self) -> bool:
         """Whether all that read it are products and lookups of whole rows."""
-        return not self.others and all(_axis(node) == 0 for node in self.lookups)
+        return not self.others and all(_picks_rows(node) for node in self.lookups)
 
 
 def matrices(graph: ir.Graph) -> Iterator[Matrix]:
@@ -69,9 +71,10 @@ def matrices(graph: ir.Graph) -> Iterator[Matrix]:
 def _kind(node: ir.Node, index: int) -> str:
     if (node.domain, node.op_type, index) == (DOMAIN, "Linear", 1):
         return "products"
-    return "lookups" if (node.domain, node.op_type, index) == ("", "Gather", 0) else "others"
+    is_lookup = node.domain == "" and node.op_type in LOOKUPS and index == 0
+    return "lookups" if is_lookup else "others"
 
 
-def _axis(gather: ir.Node) -> int:
-    axis = gather.attributes.get("axis")
-    return 0 if axis is None else axis.as_int()
+def _picks_rows(lookup: ir.Node) -> bool:
+    axis = lookup.attributes.get("axis")
+    return lookup.op_type == "Gather" and (axis is None or axis.as_int() == 0)

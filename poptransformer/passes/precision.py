@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from poptransformer.graph import WeightTensor
-from poptransformer.passes.matrices import Matrix, matrices
+from poptransformer.passes.matrices import LOOKUPS, Matrix, matrices
 
 logger = logging.getLogger(__name__)
 
@@ -27,10 +27,10 @@ def store_weights(model: ir.Model, precision: str) -> None:
     if precision in HALF:
         logger.info("casting model to %s", precision)
     for matrix in matrices(model.graph):
-        store_matrix(model.graph, matrix, precision)
+        store_matrix(matrix, precision)
 
 
-def store_matrix(graph: ir.Graph, matrix: Matrix, precision: str) -> None:
+def store_matrix(matrix: Matrix, precision: str) -> None:
     """Sets the stored dtype of one weight matrix.
 
     `fp32` keeps the checkpoint's own dtype where it is a 16-bit float: widening it loses nothing, so the kernel does
@@ -38,26 +38,25 @@ def store_matrix(graph: ir.Graph, matrix: Matrix, precision: str) -> None:
     are always fp32.
 
     Args:
-        graph: the graph to change.
         matrix: the weight.
         precision: `fp32`, `fp16` or `bf16`.
     """
     stored = HALF.get(precision, matrix.tensor.array.dtype)
     if stored != np.float32 and matrix.takes_half:
-        _store(graph, matrix.value, matrix.tensor, stored)
+        _store(matrix.value, matrix.tensor, stored)
 
 
-def _store(graph: ir.Graph, value: ir.Value, tensor: WeightTensor, stored: np.dtype) -> None:
+def _store(value: ir.Value, tensor: WeightTensor, stored: np.dtype) -> None:
     dtype = ir.DataType.from_numpy(stored)
     value.const_value = WeightTensor(tensor.array, dtype, value.name)
     value.dtype = dtype
     for use in list(value.uses()):
-        if use.node.op_type == "Gather":
-            _widen_output(graph, use.node, dtype)
+        if use.node.op_type in LOOKUPS:
+            _widen_output(use.node, dtype)
 
 
-def _widen_output(graph: ir.Graph, node: ir.Node, stored: ir.DataType) -> None:
-    """Casts the output of a lookup in a table of `stored` to fp32 for everything after it."""
+def _widen_output(node: ir.Node, stored: ir.DataType) -> None:
+    """Casts the output of a lookup in a table of `stored` to fp32 for everything after it, in a loop's body too."""
     narrow = node.outputs[0]
     cast = ir.node("Cast", [narrow], attributes={"to": int(ir.DataType.FLOAT)}, name=f"{node.name}/Cast")
     cast.metadata_props.update(node.metadata_props)
@@ -67,4 +66,5 @@ def _widen_output(graph: ir.Graph, node: ir.Node, stored: ir.DataType) -> None:
     cast.replace_input_with(0, narrow)
     narrow.name = f"{wide.name}_stored"
     narrow.type = ir.TensorType(stored)
-    graph.insert_after(node, cast)
+    assert node.graph is not None
+    node.graph.insert_after(node, cast)

@@ -81,7 +81,7 @@ def quantize(
             rounded |= dict.fromkeys(products, rounding) if rounding is not None else {}
         else:
             precision = _float_precision(matrix, choice)
-            store_matrix(graph, matrix, precision)
+            store_matrix(matrix, precision)
             reports.append(_report_float(matrix, choice, is_lazy=recipe.is_float))
         done(matrix.tensor.array)
     round_activations(graph, rounded)
@@ -131,7 +131,7 @@ def _is_packed(matrix: Matrix, pattern: str, choice: Choice) -> bool:
         return False
     if not matrix.can_be_packed:
         level = logging.INFO if pattern == EVERYTHING else logging.WARNING
-        readers = ", ".join(sorted({node.op_type for node in matrix.others} or {"Gather"}))
+        readers = ", ".join(sorted({node.op_type for node in matrix.others or matrix.lookups}))
         logger.log(
             level,
             "%s stays as it is, for it is read by %s; %s asks for %s",

@@ -21,6 +21,10 @@ from poptransformer.planning.model import step_graph
 from poptransformer.program_graph import GraphFunction, build_program
 from poptransformer.state import BATCH, TOKENS
 
+_LOOPS = (
+    "Not counted: what {} Loop nodes do, whose sizes depend on data (packed rows, say), as an IPU's program must not. "
+    "Plan with padded rows."
+)
 _OPEN = (BATCH, TOKENS)  # dimensions that a workload gives a size
 
 
@@ -42,6 +46,7 @@ def program_report(make: GraphFunction, build: Build, device: Device, sizes: Map
             "The graph has no blocks that an IPU could hold. Call its layers under `self.block_scope(graph, index)`, "
             "as TransformerEncoder and TransformerDecoder do."
         )
+    loops = sum(node.op_type == "Loop" for node in built.model.graph)
     passes.matmul_to_linear(built.model)
     _set_sizes(built.model.graph, sizes)
     graph = step_graph(built.model.graph, build.recipe, False, build.num_replicas)
@@ -60,6 +65,7 @@ def program_report(make: GraphFunction, build: Build, device: Device, sizes: Map
         f"{worst.content}",
         f"One call: {milliseconds(device.seconds(plan.prompt.total))}",
         *warnings(plan),
+        *([_LOOPS.format(loops)] if loops else []),
         footer(),
     ]
 
