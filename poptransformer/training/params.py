@@ -33,6 +33,7 @@ RUNCONFIG: dict[str, tuple[Any, Rule]] = {
     "log_steps": (100, integer(1)),
     "logging": ("INFO", choice("debug", "info", "warning", "error")),
     "max_steps": (None, or_null(integer(0))),
+    "mode": (None, or_null(choice(*MODES))),  # set by the command, and so found in the files that it writes
     "model_dir": ("./model_dir", TEXT),
     "num_epochs": (None, or_null(integer(1))),
     "num_replicas": (1, integer(1)),

@@ -104,6 +104,7 @@ def test_params_are_written_complete(tmp_path: Path) -> None:
     written = yaml.safe_load((tmp_path / "elsewhere" / "train" / "params_train.yaml").read_text())
     assert written["runconfig"] | {"seed": 1, "mode": "train", "max_steps": 1} == written["runconfig"]
     assert written["model"] == {"size": 8}
+    train(tmp_path / "elsewhere" / "train" / "params_train.yaml", mode="eval")  # what was written is a params file
 
 
 def test_set_defaults_and_small_exponents(tmp_path: Path) -> None:
