@@ -84,11 +84,18 @@ def params_of(data: Path, kind: str = "dynamic", **changes: Mapping[str, Any]) -
     params = yaml.safe_load(TINY.read_text())
     processor = "BertMlmOnlyTfRecords" + {"dynamic": "Dynamic", "static": "Static"}[kind] + "MaskProcessor"
     files = {"data_dir": str(data / kind), "vocab_file": str(data / "vocab.txt"), "data_processor": processor}
-    sizes = {"max_sequence_length": 32, "max_predictions_per_seq": 5, "batch_size": 16, "buckets": [8, 16]}
+    sizes: dict[str, Any] = {
+        "max_sequence_length": 32,
+        "max_predictions_per_seq": 5,
+        "batch_size": 16,
+        "buckets": [8, 16],
+    }
+    sizes["masked_lm_prob"] = 0.15
     updates: dict[str, Mapping[str, Any]] = {
         "train_input": {**files, **sizes},
         "eval_input": {"data_dir": str(data / kind)},
-        "model": {"hidden_size": 32, "filter_size": 64, "max_position_embeddings": 32, "projected_dims": 16},
+        "model": {"hidden_size": 32, "filter_size": 64, "max_position_embeddings": 32, "projected_dims": 16}
+        | {"initializer": "xavier_uniform"},
     }
     for section in (updates, changes):
         for name, values in section.items():
