@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -118,17 +119,18 @@ class Hosts:
     """Hosts with addresses of their own: network namespaces on a bridge, and a stand-in for ssh."""
 
     NETWORK = "10.213.77"
+    NUMBERS = itertools.count()  # the kernel takes a while to forget names
 
     def __init__(self, count: int, folder: Path) -> None:
         self.count = count
-        self.names = [f"pt{os.getpid()}-{number}" for number in range(1, count + 1)]
-        self.bridge = f"pt{os.getpid()}"
+        self.bridge = f"pt{os.getpid()}n{next(self.NUMBERS)}"
+        self.names = [f"{self.bridge}-{number}" for number in range(1, count + 1)]
         self.hostfile, self.shell = folder / "hosts", folder / "ssh"
         self.hostfile.write_text("".join(f"{self.NETWORK}.{number}:1\n" for number in range(1, count + 1)))
         self.shell.write_text(
             "#!/bin/sh\n"
             'while [ "${1#-}" != "$1" ]; do shift; done\n'
-            f'name=pt{os.getpid()}-"${{1##*.}}"; shift\n'
+            f'name={self.bridge}-"${{1##*.}}"; shift\n'
             'exec ip netns exec "$name" sh -c "$*"\n'
         )
         self.shell.chmod(0o755)
@@ -151,7 +153,8 @@ class Hosts:
                 ip("-n", name, "link", "set", device, "up")
 
     def down(self) -> None:
-        for name in self.names:
+        for number, name in enumerate(self.names, 1):
+            ip("link", "del", self.cable(number), check=False)
             ip("netns", "del", name, check=False)
         ip("link", "del", self.bridge, check=False)
 
@@ -187,6 +190,9 @@ def hosts(mpiexec: str, tmp_path: Path) -> Iterator[Hosts]:
         made.up()
     except (OSError, subprocess.CalledProcessError) as error:
         made.down()
-        pytest.skip(f"network namespaces cannot be made here: {getattr(error, 'stderr', None) or error}")
+        reason = str(getattr(error, "stderr", None) or error)
+        if "exists" in reason:  # no fault of the machine's
+            raise
+        pytest.skip(f"network namespaces cannot be made here: {reason}")
     yield made
     made.down()
