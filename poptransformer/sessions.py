@@ -21,7 +21,6 @@ from poptransformer.errors import ConfigError, PopTransformerError
 from poptransformer.runtime.cache import CompiledCache
 from poptransformer.runtime.compiled import CompiledModel, compile_replicas
 from poptransformer.runtime.distribution import Distribution
-from poptransformer.runtime.handshake import handshake_facts
 from poptransformer.runtime.ort_session import SessionSettings
 from poptransformer.runtime.profile import make_profile_folder, write_profile, write_table
 from poptransformer.runtime.runtime import Runtime
@@ -138,6 +137,8 @@ class Session:
         distribution = self._distribution(model)
         replica = None
         if distribution.world is not None:
+            from poptransformer.runtime.handshake import handshake_facts
+
             facts = handshake_facts(model, self.compiler_options, self.fuse)
             distribution.world.check_alike(facts, "configuration, checkpoint and versions")
             stages = len(model.build.layer_per_ipu or (0,))

@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, TypeAlias
+
 from poptransformer.runtime.compiled import CompiledModel
 from poptransformer.runtime.distribution import Distribution
-from poptransformer.runtime.mpi_runtime import MPIRuntime
 from poptransformer.runtime.ort_session import SessionSettings
 from poptransformer.runtime.runtime import Runtime
-from poptransformer.runtime.threaded import ThreadedRuntime
 
-AnyRuntime = Runtime | ThreadedRuntime | MPIRuntime
+if TYPE_CHECKING:
+    from poptransformer.runtime.mpi_runtime import MPIRuntime
+    from poptransformer.runtime.threaded import ThreadedRuntime
+
+AnyRuntime: TypeAlias = "Runtime | ThreadedRuntime | MPIRuntime"
 
 
 def open_runtime(
@@ -21,5 +25,9 @@ def open_runtime(
     if compiled.info.num_ranks == 1:
         return Runtime(compiled, settings)
     if distribution.world is not None:
+        from poptransformer.runtime.mpi_runtime import MPIRuntime
+
         return MPIRuntime(compiled, settings, distribution, distribution.world)
+    from poptransformer.runtime.threaded import ThreadedRuntime
+
     return ThreadedRuntime(compiled, settings, distribution)
