@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import poptransformer
+from poptransformer.checkpoint.files import new_folder
 from poptransformer.errors import PopTransformerError
 from poptransformer.program import Program
 from poptransformer.quantization_report import QuantizationReport
@@ -42,16 +40,8 @@ def save(program: Program, folder: Path, about: Mapping[str, Any]) -> Path:
     """
     if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise PopTransformerError(f"{folder} is not empty and no saved program; choose another folder or empty it.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with new_folder(folder) as temporary:
         _write(program, temporary, about)
-        temporary.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 

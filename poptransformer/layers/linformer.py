@@ -18,7 +18,6 @@ from poptransformer.layers.transformer_encoder import (
     LayerFactory,
     TransformerEncoder,
     TransformerEncoderLayer,
-    last_layer,
 )
 
 Matrices = tuple[ir.Value, ir.Value]
@@ -283,9 +282,8 @@ class LinformerEncoder(TransformerEncoder):
     ) -> ir.Value:
         """Maps `[B, L, D]`, or packed `[1, T, D]`, to the same shape; see `poptransformer.nn.LinformerEncoder`."""
         projection = None if self.projection is None else self.projection.weight_id
-        with graph.nameScope(self.context):
-            x = src
-            for index in range(last_layer(extract_layer_idx, len(self.layers)) + 1):
-                with self.block_scope(graph, index):
-                    x = self.layers[index](graph, x, src_key_padding_mask, lengths, projection)
-            return x if self.norm is None or extract_layer_idx is not None else self.norm(graph, x)
+
+        def run(index: int, x: ir.Value) -> ir.Value:
+            return self.layers[index](graph, x, src_key_padding_mask, lengths, projection)
+
+        return self._stack(graph, src, extract_layer_idx, run)

@@ -197,14 +197,24 @@ class TransformerEncoder(BaseLayer):
 
         With `step`, in a model of `poptransformer.models`, all layers attend causally over the engine's caches.
         """
+
+        def run(index: int, x: ir.Value) -> ir.Value:
+            return self.layers[index](
+                *(graph, x, mask, src_key_padding_mask),
+                rotary_position_embedding_helper=rotary_position_embedding_helper,
+                self_attn_position_bias=self_attn_position_bias,
+                **({} if step is None else {"layer_idx": index, "step": step}),
+            )
+
+        return self._stack(graph, src, extract_layer_idx, run)
+
+    def _stack(
+        self, graph: Graph, src: ir.Value, extract_layer_idx: int | None, run: Callable[[int, ir.Value], ir.Value]
+    ) -> ir.Value:
+        """The layers one after the other, each in its block, up to the one that is asked for; else the norm too."""
         with graph.nameScope(self.context):
             x = src
             for index in range(last_layer(extract_layer_idx, len(self.layers)) + 1):
                 with self.block_scope(graph, index):
-                    x = self.layers[index](
-                        *(graph, x, mask, src_key_padding_mask),
-                        rotary_position_embedding_helper=rotary_position_embedding_helper,
-                        self_attn_position_bias=self_attn_position_bias,
-                        **({} if step is None else {"layer_idx": index, "step": step}),
-                    )
+                    x = run(index, x)
             return x if self.norm is None or extract_layer_idx is not None else self.norm(graph, x)

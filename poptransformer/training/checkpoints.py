@@ -13,7 +13,6 @@ import os
 import pickle
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from poptransformer.checkpoint.errors import CheckpointNotFoundError, CorruptCheckpointError, ShapeMismatchError
+from poptransformer.checkpoint.files import new_folder
 from poptransformer.errors import ConfigError, did_you_mean
 
 WEIGHTS, TRAINING = "model.safetensors", "training.pt"
@@ -41,9 +41,7 @@ def checkpoints_of(model_dir: Path) -> list[Path]:
 def save_checkpoint(model_dir: Path, step: int, model: nn.Module, training: Mapping[str, Any], keep: int) -> Path:
     """Writes `checkpoint_<step>`, and removes the oldest ones above `keep` (0 keeps all)."""
     folder = model_dir / f"checkpoint_{step}"
-    model_dir.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=model_dir))
-    try:
+    with new_folder(folder) as temporary:
         # Copies: safetensors refuses tensors that share memory, as tied weights do.
         weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
         save_file(weights, str(temporary / WEIGHTS))
@@ -52,12 +50,6 @@ def save_checkpoint(model_dir: Path, step: int, model: nn.Module, training: Mapp
             (temporary / name).chmod(0o644)
             with (temporary / name).open("rb") as file:
                 os.fsync(file.fileno())
-        temporary.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     for old in checkpoints_of(model_dir)[:-keep] if keep else []:
         shutil.rmtree(old, ignore_errors=True)
     return folder
