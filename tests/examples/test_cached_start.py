@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-# What builds, rewrites and quantizes graphs, and what reads checkpoints in other formats.
+# What builds, rewrites and quantizes graphs, what reads checkpoints in other formats, and what runs several ranks.
 NEEDLESS = {
     *("onnx", "onnx_ir", "onnxscript", "sympy", "ml_dtypes", "torch", "transformers", "gguf", "safetensors"),
     *("poptransformer.graph", "poptransformer.ops", "poptransformer.layers", "poptransformer.passes"),
     *("poptransformer.quantization", "poptransformer.planning"),
+    *("poptransformer.parallel.mpi", "poptransformer.runtime.threaded"),
 }
 CODE = """
 import runpy, sys
