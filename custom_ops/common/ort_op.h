@@ -28,8 +28,10 @@
 #include <new>
 #include <vector>
 
+#include "attributes.h"
 #include "call.h"
 #include "error.h"
+#include "kernel_type.h"
 #include "tensor.h"
 
 namespace poptransformer {
@@ -71,6 +73,7 @@ class Op : public OrtCustomOp {
     set_output_callbacks();
     set_kernel_callbacks();
     registered_ops().push_back(this);
+    registered_kernels().push_back(&kind_);
   }
 
  private:
@@ -92,7 +95,11 @@ class Op : public OrtCustomOp {
   }
 
   static OrtCustomOpInputOutputCharacteristic characteristic(const ArgumentSpec& argument) {
-    return argument.optional ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
+    switch (argument.arity) {
+      case Arity::kOptional: return INPUT_OUTPUT_OPTIONAL;
+      case Arity::kVariadic: return INPUT_OUTPUT_VARIADIC;
+      default: return INPUT_OUTPUT_REQUIRED;
+    }
   }
 
   void set_input_callbacks() {
@@ -101,7 +108,7 @@ class Op : public OrtCustomOp {
     GetInputCharacteristic = [](const OrtCustomOp* op, size_t i) { return characteristic(self(op).inputs[i]); };
     GetInputMemoryType = [](const OrtCustomOp*, size_t) { return OrtMemTypeDefault; };
     GetVariadicInputMinArity = [](const OrtCustomOp*) { return 1; };
-    GetVariadicInputHomogeneity = [](const OrtCustomOp*) { return 1; };
+    GetVariadicInputHomogeneity = [](const OrtCustomOp*) { return 0; };
   }
 
   void set_output_callbacks() {
@@ -109,7 +116,7 @@ class Op : public OrtCustomOp {
     GetOutputType = [](const OrtCustomOp* op, size_t index) { return self(op).outputs[index].type; };
     GetOutputCharacteristic = [](const OrtCustomOp* op, size_t i) { return characteristic(self(op).outputs[i]); };
     GetVariadicOutputMinArity = [](const OrtCustomOp*) { return 1; };
-    GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 1; };
+    GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 0; };
     // onnxruntime gives an output of any type the type of the last such input; with several such inputs it insists on
     // a function that could say otherwise.
     InferOutputShapeFn = [](const OrtCustomOp*, OrtShapeInferContext*) -> OrtStatus* { return nullptr; };
@@ -125,7 +132,8 @@ class Op : public OrtCustomOp {
     KernelComputeV2 = [](void* kernel, OrtKernelContext* context) {
       return guarded([&] {
         const Instance* instance = static_cast<const Instance*>(kernel);
-        Call call(instance->spec, context);
+        NodeArguments arguments(context);
+        Call call(instance->spec, arguments);
         instance->kernel.compute(call);
       });
     };
@@ -133,6 +141,7 @@ class Op : public OrtCustomOp {
   }
 
   OpSpec spec_;
+  const KernelType kind_ = KernelType::of<Kernel>(spec_);
 };
 
 /// Registers a kernel class when the library is loaded; an op needs no entry anywhere else.

@@ -46,6 +46,20 @@ inline const char* type_name(ElementType type) {
   }
 }
 
+/// Bytes of one value.
+inline size_t size_of(ElementType type) {
+  switch (type) {
+    case kFloat32:
+    case kInt32: return 4;
+    case kFloat16:
+    case kBFloat16: return 2;
+    case kInt64: return 8;
+    case kInt8:
+    case kUInt8: return 1;
+    default: fail("poptransformer: no kernel makes values of ", type_name(type));
+  }
+}
+
 /// Dimensions of a tensor. Fixed capacity: reading a shape in the hot path allocates nothing of ours.
 struct Shape {
   static constexpr size_t kMaxRank = 8;

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "../common/call.h"
+#include "../common/attributes.h"
 #include "../matrix/matrix.h"
 #include "rows.h"
 

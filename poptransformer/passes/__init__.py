@@ -2,6 +2,7 @@
 """Passes over the float graph: layout, precision, fusion, and the functions that define our own ops."""
 
 from poptransformer.passes.caches import store_caches
+from poptransformer.passes.chain import chain
 from poptransformer.passes.functions import attach_functions
 from poptransformer.passes.fuse import fuse
 from poptransformer.passes.linear import matmul_to_linear
@@ -13,6 +14,7 @@ from poptransformer.passes.stages import split_stages
 
 __all__ = [
     "attach_functions",
+    "chain",
     "fuse",
     "matmul_to_linear",
     "name_nested_functions",

@@ -125,10 +125,12 @@ def _graphs(compiled: CompiledModel) -> dict[str, ir.Model]:
     from poptransformer.runtime.generator import build_generator
     from poptransformer.runtime.sampler import build_sampler
 
+    # Ranks that share a model cut the decoder into pieces of their own.
+    chained = compiled.info.num_ranks == 1
     return {
         "model.onnx": compiled.model,
-        "decoder.onnx": build_decoder(compiled),
-        "generator.onnx": build_generator(compiled),
+        "decoder.onnx": build_decoder(compiled, chained),
+        "generator.onnx": build_generator(compiled, chained),
         "sampler.onnx": build_sampler(),
     }
 

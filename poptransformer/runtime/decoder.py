@@ -11,14 +11,18 @@ import onnx_ir as ir
 
 from poptransformer import ops
 from poptransformer.graph import IR_VERSION, Graph
-from poptransformer.passes import attach_functions
+from poptransformer.passes import attach_functions, chain
 from poptransformer.runtime.compiled import CompiledModel
 from poptransformer.runtime.generator import SAMPLING_INPUTS
 from poptransformer.state import BATCH, COUNTERS
 
 
-def build_decoder(compiled: CompiledModel) -> ir.Model:
+def build_decoder(compiled: CompiledModel, chained: bool = False) -> ir.Model:
     """Appends the choice of the next token to the step graph.
+
+    Args:
+        compiled: the step graph.
+        chained: put nodes into chains, where the model was to be fused.
 
     Inputs: the step's, of which `logit_positions` must be `[B, 1]`; `history` int64 `[B, T]`; the sampling inputs and
     `step` int64, `[B]` each.
@@ -48,4 +52,6 @@ def build_decoder(compiled: CompiledModel) -> ir.Model:
         functions=list(source.functions.values()),
     )
     attach_functions(model)
+    if chained and compiled.info.fuse:
+        chain(model)
     return model

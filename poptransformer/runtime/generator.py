@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from poptransformer import ops
 from poptransformer.graph import IR_VERSION, Graph
-from poptransformer.passes import attach_functions
+from poptransformer.passes import attach_functions, chain
 from poptransformer.runtime.compiled import CompiledModel
 from poptransformer.state import BATCH, SLOTS, StateSpec
 
@@ -33,14 +33,21 @@ SAMPLING_INPUTS = {
 DEFAULTS = {"temperature": 1.0, "top_k": 1, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0, "seed": 0}
 
 
-def build_generator(compiled: CompiledModel) -> ir.Model:
+def build_generator(compiled: CompiledModel, chained: bool = False) -> ir.Model:
     """Wraps the step graph in a loop.
+
+    Args:
+        compiled: the step graph.
+        chained: put nodes into chains, where the model was to be fused.
 
     Inputs: `input_ids` int64 `[B, L]` right-padded; all others are optional: `lengths` int64 `[B]`, `max_new_tokens`
     int64 `[B]` or `[1]`, `stop_token_ids` int64 `[E]`, and the sampling inputs, `[B]` or `[1]` each.
     Outputs: `output_ids` int64 `[B, T]`, padded with the first stop token or 0, and `output_lengths` int64 `[B]`.
     """
-    return _Generator(compiled).build()
+    model = _Generator(compiled).build()
+    if chained and compiled.info.fuse:
+        chain(model)
+    return model
 
 
 class _Generator:

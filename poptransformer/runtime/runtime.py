@@ -50,7 +50,7 @@ class Runtime(CompiledFacts):
         def build() -> ir.Model:
             from poptransformer.runtime.decoder import build_decoder
 
-            return build_decoder(self.compiled)
+            return build_decoder(self.compiled, chained=self._is_chained)
 
         return self._session("decoder.onnx", build, self.settings)
 
@@ -61,7 +61,7 @@ class Runtime(CompiledFacts):
         def build() -> ir.Model:
             from poptransformer.runtime.generator import build_generator
 
-            return build_generator(self.compiled)
+            return build_generator(self.compiled, chained=self._is_chained)
 
         return self._session("generator.onnx", build, self.settings)
 
@@ -76,6 +76,11 @@ class Runtime(CompiledFacts):
 
         return self._session("sampler.onnx", build, dataclasses.replace(self.settings, profile_prefix=None))
 
+    @property
+    def _is_chained(self) -> bool:
+        """A profile counts nodes, so that they stay apart for it."""
+        return self.settings.profile_prefix is None
+
     def _session(self, file: str, build: Callable[[], ir.Model], settings: SessionSettings) -> ort.InferenceSession:
         """Opens a saved model's file, or makes a session of what `build` returns; once."""
         with self._lock:
@@ -84,7 +89,7 @@ class Runtime(CompiledFacts):
             return self._sessions[file]
 
     def _new_session(self, file: str, build: Callable[[], ir.Model], settings: SessionSettings) -> ort.InferenceSession:
-        if self.compiled.folder is not None:
+        if self.compiled.folder is not None and settings.profile_prefix is None:  # saved graphs have chains
             weights = self.compiled.weights_folder if self.compiled.info.num_replicas > 1 else None
             return open_session(self.compiled.folder / file, settings, weights)
         with self.compiled.lock:

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+// Chain: steps that each are one op of this library, run one after the other as one node.
+//
+//   inputs, any number and type -> outputs, any number and type
+//
+// `kinds` names the op of each kind of step, and the attributes of kind k are called `k.<name>`; `steps` holds for each
+// step its kind, and count and numbers of the values it reads and makes (chain/steps.h). A kernel's result is that of the
+// same nodes one by one. What is saved is what onnxruntime does between two nodes: where weights stream through the
+// caches its own code is gone from them, and it takes several times the microsecond that it takes alone.
+#include "chain/steps.h"
+#include "common/ort_op.h"
+#include "common/scratch.h"
+
+namespace poptransformer {
+namespace {
+
+/// A thread keeps slots of up to so many bytes for its next call; those of a long prompt are freed.
+constexpr size_t kKeptBytes = size_t{1} << 20;
+
+/// A value that a step has made.
+struct Value {
+  void* data = nullptr;
+  Shape shape;
+};
+
+/// What one call works with: the values behind the inputs, and the memory of those that only steps see.
+struct Memory {
+  std::vector<Value> values;
+  std::vector<ScratchBuffer> slots;
+
+  static Memory& of_this_thread() {
+    thread_local Memory memory;
+    return memory;
+  }
+
+  void make_room(const chain::Steps& steps) {
+    if (values.size() < steps.types.size()) values.resize(steps.types.size());
+    if (slots.size() < steps.slots) slots.resize(steps.slots);
+  }
+};
+
+/// Frees large slots when a call ends, however it ends.
+class Trim {
+ public:
+  explicit Trim(Memory& memory) : memory_(memory) {}
+  ~Trim() {
+    for (ScratchBuffer& slot : memory_.slots) {
+      if (slot.bytes() > kKeptBytes) slot.release();
+    }
+  }
+
+ private:
+  Memory& memory_;
+};
+
+/// Inputs and outputs of one step.
+class StepArguments final : public Arguments {
+ public:
+  StepArguments(const chain::Steps& chain, const chain::Step& step, Arguments& node, Memory& memory)
+      : chain_(chain), step_(step), node_(node), memory_(memory) {}
+
+  bool read(size_t index, ElementType declared, Tensor* tensor) const override {
+    if (index >= step_.inputs.size() || step_.inputs[index] == chain::kNoValue) return false;
+    const size_t number = static_cast<size_t>(step_.inputs[index]);
+    if (number < chain_.inputs) return node_.read(number, declared, tensor);
+    const Value& value = memory_.values[number - chain_.inputs];
+    tensor->type = chain_.types[number - chain_.inputs];
+    tensor->shape = value.shape;
+    tensor->data = value.data;
+    tensor->present = true;
+    if (declared != kAnyType) tensor->expect_type({declared});
+    return true;
+  }
+
+  void* allocate(size_t index, const Shape& shape) override {
+    if (index >= step_.outputs.size() || step_.outputs[index] == chain::kNoValue) return nullptr;
+    const size_t number = static_cast<size_t>(step_.outputs[index]) - chain_.inputs;
+    Value& value = memory_.values[number];
+    value.shape = shape;
+    if (number < chain_.outputs) {
+      value.data = node_.allocate(number, shape);
+    } else {
+      const size_t bytes = static_cast<size_t>(shape.size()) * size_of(chain_.types[number]);
+      value.data = memory_.slots[chain_.slot_of[number]].reserve(bytes);
+    }
+    return value.data;
+  }
+
+ private:
+  const chain::Steps& chain_;
+  const chain::Step& step_;
+  Arguments& node_;
+  Memory& memory_;
+};
+
+class Chain {
+ public:
+  static OpSpec spec() { return {"Chain", {{"inputs", kAnyType, kVariadic}}, {{"outputs", kAnyType, kVariadic}}}; }
+
+  explicit Chain(const Attributes& attributes) : chain_(attributes) {}
+
+  void compute(Call& call) const {
+    Memory& memory = Memory::of_this_thread();
+    const Trim trim(memory);
+    memory.make_room(chain_);
+    for (const chain::Step& step : chain_.steps) {
+      StepArguments arguments(chain_, step, call.arguments(), memory);
+      Call step_call(*step.spec, arguments);
+      step.kernel->compute(step_call);
+    }
+  }
+
+ private:
+  const chain::Steps chain_;
+};
+
+}  // namespace
+
+POPTRANSFORMER_REGISTER_OP(Chain)
+
+}  // namespace poptransformer

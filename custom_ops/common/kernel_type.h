@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+// Kernels by the names of their ops, for those who run them without onnxruntime (chain.cpp).
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "attributes.h"
+#include "call.h"
+
+namespace poptransformer {
+
+/// A kernel whose class only its maker knows.
+class AnyKernel {
+ public:
+  virtual ~AnyKernel() = default;
+  virtual void compute(Call& call) const = 0;
+};
+
+/// How to make the kernels of one op.
+struct KernelType {
+  const OpSpec& spec;
+  std::unique_ptr<const AnyKernel> (*make)(const Attributes& attributes);
+
+  template <class Kernel>
+  static KernelType of(const OpSpec& spec) {
+    class Held final : public AnyKernel {
+     public:
+      explicit Held(const Attributes& attributes) : kernel_(attributes) {}
+      void compute(Call& call) const override { kernel_.compute(call); }
+
+     private:
+      const Kernel kernel_;
+    };
+    return {spec, [](const Attributes& attributes) -> std::unique_ptr<const AnyKernel> {
+              return std::make_unique<const Held>(attributes);
+            }};
+  }
+};
+
+/// Those of all ops of this library, filled while it is loaded.
+inline std::vector<const KernelType*>& registered_kernels() {
+  static std::vector<const KernelType*> kernels;
+  return kernels;
+}
+
+/// The kernels of the op of that name; null if there is none.
+inline const KernelType* find_kernel(const std::string& op) {
+  for (const KernelType* kernel : registered_kernels()) {
+    if (op == kernel->spec.name) return kernel;
+  }
+  return nullptr;
+}
+
+}  // namespace poptransformer
