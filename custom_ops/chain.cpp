@@ -10,6 +10,7 @@
 #include "chain/steps.h"
 #include "common/ort_op.h"
 #include "common/scratch.h"
+#include "common/thread_pool.h"
 
 namespace poptransformer {
 namespace {
@@ -39,11 +40,12 @@ struct Memory {
   }
 };
 
-/// Frees large slots when a call ends, however it ends.
-class Trim {
+/// Tidies up when a call ends, however it ends.
+class AtTheEnd {
  public:
-  explicit Trim(Memory& memory) : memory_(memory) {}
-  ~Trim() {
+  explicit AtTheEnd(Memory& memory) : memory_(memory) {}
+  ~AtTheEnd() {
+    ThreadPool::set_upcoming(nullptr);
     for (ScratchBuffer& slot : memory_.slots) {
       if (slot.bytes() > kKeptBytes) slot.release();
     }
@@ -97,21 +99,30 @@ class Chain {
  public:
   static OpSpec spec() { return {"Chain", {{"inputs", kAnyType, kVariadic}}, {{"outputs", kAnyType, kVariadic}}}; }
 
-  explicit Chain(const Attributes& attributes) : chain_(attributes) {}
+  explicit Chain(const Attributes& attributes) : chain_(attributes), first_made_(chain_.first_made()) {}
 
   void compute(Call& call) const {
     Memory& memory = Memory::of_this_thread();
-    const Trim trim(memory);
+    const AtTheEnd at_the_end(memory);
     memory.make_room(chain_);
     for (const chain::Step& step : chain_.steps) {
       StepArguments arguments(chain_, step, call.arguments(), memory);
       Call step_call(*step.spec, arguments);
+      if (&step != chain_.steps.data()) ThreadPool::set_upcoming(is_decode(memory) ? &step.upcoming : nullptr);
       step.kernel->compute(step_call);
     }
   }
 
  private:
+  /// Whether the steps have so few rows that they wait for their weights; what the first step made tells.
+  bool is_decode(const Memory& memory) const {
+    constexpr int64_t kFewRows = 8;
+    const Shape& shape = memory.values[first_made_].shape;
+    return shape.size() <= kFewRows * shape.last();
+  }
+
   const chain::Steps chain_;
+  const size_t first_made_;  ///< Number, behind the inputs, of a value that the first step makes.
 };
 
 }  // namespace

@@ -74,6 +74,16 @@ class FusedLinear {
     run(call, x, inputs, FusedOperands(layout_, inputs));
   }
 
+  /// The weights, where they are the same at every call.
+  Upcoming upcoming() const {
+    Upcoming all;
+    if (!changing_.empty()) return all;
+    for (size_t i = 0; i < operands_.count; ++i) {
+      all.weights[all.count++] = upcoming_weight(operands_.projections[i].matrix);
+    }
+    return all;
+  }
+
  private:
   void run(Call& call, const Tensor& x, const FusedTensors& inputs, FusedOperands operands) const {
     operands.set_depth(x, inputs);

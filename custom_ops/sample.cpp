@@ -69,7 +69,7 @@ class Sample {
   void compute(Call& call) const {
     const Inputs inputs(call);
     inputs.check();
-    const int64_t rows = inputs.logits.shape[0], vocabulary = inputs.logits.shape[1];
+    const int64_t rows = inputs.logits.shape[0], vocabulary = inputs.logits.shape.last();
     int64_t* tokens = call.output<int64_t>(0, {rows});
     float* probabilities = call.output<float>(1, {rows, vocabulary});
     const auto job = [&](int thread, int threads) {
@@ -99,8 +99,12 @@ class Sample {
           step(call.input(8)) {}
 
     void check() const {
-      logits.expect_shape({"B", "V"});
-      const int64_t rows = logits.shape[0], vocabulary = logits.shape[1];
+      if (logits.shape.rank == 3) {
+        logits.expect_shape({"B", 1, "V"});
+      } else {
+        logits.expect_shape({"B", "V"});
+      }
+      const int64_t rows = logits.shape[0], vocabulary = logits.shape.last();
       if (vocabulary < 1 || vocabulary > std::numeric_limits<int32_t>::max()) {
         logits.reject("[B, V] with 1 <= V < 2^31", logits.shape.text());
       }
@@ -125,7 +129,7 @@ class Sample {
     SampleRequest row(int64_t row) const {
       SampleRequest request;
       request.row = row;
-      request.vocabulary = logits.shape[1];
+      request.vocabulary = logits.shape.last();
       request.logits = logits.as<float>() + row * request.vocabulary;
       request.history_size = history.shape[1];
       request.history = history.as<int64_t>() + row * request.history_size;

@@ -61,8 +61,10 @@ Steps::Steps(const Attributes& attributes) : inputs(attributes.input_count()), o
     step.outputs = reader.values(end);
     add_step(attributes, kinds[static_cast<size_t>(kind)], kind, std::move(step));
   }
+  if (steps.empty()) attributes.reject("steps", "one step or more", "none");
   check_order(attributes);
   assign_slots();
+  look_ahead();
 }
 
 void Steps::add_step(const Attributes& attributes, const std::string& op, int64_t kind, Step step) {
@@ -127,6 +129,24 @@ void Steps::assign_slots() {
     }
     for (size_t index = outputs; index < types.size(); ++index) {
       if (last_reader[index] == i && slot_of[index] != kNoSlot) free.push_back(slot_of[index]);
+    }
+  }
+}
+
+size_t Steps::first_made() const {
+  for (const int64_t value : steps.front().outputs) {
+    if (value != kNoValue) return behind_inputs(value);
+  }
+  return 0;
+}
+
+void Steps::look_ahead() {
+  Upcoming next;
+  for (int round = 0; round < 2; ++round) {  // The second one for the steps behind the last with weights.
+    for (auto step = steps.rbegin(); step != steps.rend(); ++step) {
+      step->upcoming = next;
+      const Upcoming own = step->kernel->upcoming();
+      if (own.count > 0) next = own;
     }
   }
 }

@@ -23,6 +23,7 @@ struct Step {
   const OpSpec* spec = nullptr;
   std::unique_ptr<const AnyKernel> kernel;
   std::vector<int64_t> inputs, outputs;  ///< Numbers of values; kNoValue for one that is left out, or that nobody wants.
+  Upcoming upcoming;  ///< The next weights that a step after this one reads; after the last the first step is next.
 };
 
 struct Steps {
@@ -32,6 +33,9 @@ struct Steps {
   std::vector<size_t> slot_of;      ///< Of each value behind the inputs; kNoSlot for outputs.
   size_t slots = 0;
 
+  /// Number, behind the inputs, of a value that the first step makes.
+  size_t first_made() const;
+
   /// Reads the attributes `kinds`, `steps` and those of the steps' ops, and makes the kernels.
   /// @throws Error
   explicit Steps(const Attributes& attributes);
@@ -40,6 +44,7 @@ struct Steps {
   void add_step(const Attributes& attributes, const std::string& op, int64_t kind, Step step);
   void check_order(const Attributes& attributes) const;
   void assign_slots();
+  void look_ahead();
 
   size_t behind_inputs(int64_t value) const { return static_cast<size_t>(value) - inputs; }
 };

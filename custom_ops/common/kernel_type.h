@@ -8,6 +8,7 @@
 
 #include "attributes.h"
 #include "call.h"
+#include "upcoming.h"
 
 namespace poptransformer {
 
@@ -16,7 +17,19 @@ class AnyKernel {
  public:
   virtual ~AnyKernel() = default;
   virtual void compute(Call& call) const = 0;
+  /// The weights that it reads, where it knows them.
+  virtual Upcoming upcoming() const = 0;
 };
+
+/// What a kernel class says that it reads; nothing where it does not say.
+template <class Kernel>
+auto upcoming_of(const Kernel& kernel, int) -> decltype(kernel.upcoming()) {
+  return kernel.upcoming();
+}
+template <class Kernel>
+Upcoming upcoming_of(const Kernel&, ...) {
+  return {};
+}
 
 /// How to make the kernels of one op.
 struct KernelType {
@@ -29,6 +42,7 @@ struct KernelType {
      public:
       explicit Held(const Attributes& attributes) : kernel_(attributes) {}
       void compute(Call& call) const override { kernel_.compute(call); }
+      Upcoming upcoming() const override { return upcoming_of(kernel_, 0); }
 
      private:
       const Kernel kernel_;
@@ -44,6 +58,16 @@ inline std::vector<const KernelType*>& registered_kernels() {
   static std::vector<const KernelType*> kernels;
   return kernels;
 }
+
+/// Registers a kernel class for chains alone: onnxruntime does not hear of it.
+#define POPTRANSFORMER_REGISTER_STEP(Kernel)                                                       \
+  namespace {                                                                                      \
+  const ::poptransformer::OpSpec g_spec_##Kernel = Kernel::spec();                                 \
+  const ::poptransformer::KernelType g_kernel_##Kernel =                                           \
+      ::poptransformer::KernelType::of<Kernel>(g_spec_##Kernel);                                   \
+  const bool g_registered_##Kernel =                                                               \
+      (::poptransformer::registered_kernels().push_back(&g_kernel_##Kernel), true);                \
+  }
 
 /// The kernels of the op of that name; null if there is none.
 inline const KernelType* find_kernel(const std::string& op) {

@@ -12,6 +12,7 @@
 #include <type_traits>
 
 #include "thread_crew.h"
+#include "upcoming.h"
 
 namespace poptransformer {
 
@@ -54,6 +55,10 @@ class ThreadPool {
     instance().run_parts(work < kWorthBalancing ? 1 : kManyParts, job);
   }
 
+  /// What the job after the next ones of the calling thread will read, or null: threads that are done with their part
+  /// ask for their share of it meanwhile. It must stay until it is replaced.
+  static void set_upcoming(const Upcoming* upcoming) { upcoming_of_this_thread() = upcoming; }
+
   /// Sets the number of threads, the caller's included; 0 or less: one per core this process may use.
   /// Waits for a running job. @returns the number in effect.
   int set_threads(int threads) {
@@ -86,6 +91,11 @@ class ThreadPool {
     return pool;
   }
 
+  static const Upcoming*& upcoming_of_this_thread() {
+    thread_local const Upcoming* upcoming = nullptr;
+    return upcoming;
+  }
+
   static int default_threads() {
     const unsigned cores = std::thread::hardware_concurrency();
     return cores == 0 ? 1 : static_cast<int>(cores);
@@ -101,7 +111,7 @@ class ThreadPool {
     if (!crew_) crew_ = std::make_unique<ThreadCrew>(get_threads());
     using Plain = const std::remove_reference_t<Job>;
     const auto call = [](const void* context, int part, int parts) { (*static_cast<Plain*>(context))(part, parts); };
-    crew_->run(call, &job, crew_->threads() * parts_per_thread);
+    crew_->run(call, &job, crew_->threads() * parts_per_thread, upcoming_of_this_thread());
   }
 
   /// In the child of a fork: the crew's threads are gone and its locks may be held by them, so it is leaked.
@@ -114,15 +124,5 @@ class ThreadPool {
   std::atomic<int> wanted_;
   std::unique_ptr<ThreadCrew> crew_;
 };
-
-/// Items [begin, end).
-struct Range {
-  int64_t begin, end;
-};
-
-/// The contiguous share of `total` items that belongs to one part of a job.
-inline Range share(int64_t total, int part, int parts) {
-  return {total * part / parts, total * (part + 1) / parts};
-}
 
 }  // namespace poptransformer

@@ -45,6 +45,22 @@ int64_t Matrix::bytes() const {
   return (format == Format::kInt4 ? values / 2 : values) + values / block * scale_bytes;
 }
 
+Upcoming::Weight upcoming_weight(const Matrix& matrix) {
+  const auto region = [&](const void* data) {
+    return Upcoming::Region{static_cast<const char*>(data), 0};
+  };
+  Upcoming::Weight weight{{region(matrix.data), region(matrix.scales), region(matrix.offsets)}, 1, matrix.tiles()};
+  if (!is_packed(matrix.format)) {
+    weight.regions[0].tile_bytes = kTile * matrix.depth * (matrix.format == Format::kFloat32 ? 4 : 2);
+    return weight;
+  }
+  weight.regions[0].tile_bytes = kTile * matrix.padded / (matrix.format == Format::kInt4 ? 2 : 1);
+  weight.regions[1].tile_bytes = kTile * matrix.padded / matrix.block * (is_float8(matrix.format) ? 4 : 2);
+  weight.regions[2].tile_bytes = weight.regions[1].tile_bytes;
+  weight.regions_count = matrix.offsets ? 3 : 2;
+  return weight;
+}
+
 void multiply(const Matrix& matrix, const Input& input, const Block& block, float* y, int64_t ldy) {
   if (block.rows.begin >= block.rows.end || block.columns.begin >= block.columns.end) return;
   if (is_integer(matrix.format)) return multiply_integers(matrix, input, block, y, ldy);

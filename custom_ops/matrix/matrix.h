@@ -55,6 +55,9 @@ void multiply(const Matrix& matrix, const Input& input, const Block& block, floa
 /// many rows a grid. Parts that follow each other need not lie side by side. Shares may be empty.
 Block share_product(int64_t rows, int64_t columns, int part, int parts);
 
+/// The weight as threads ask for it ahead of a product with few rows.
+Upcoming::Weight upcoming_weight(const Matrix& matrix);
+
 // ---- one implementation per family of formats, called by `multiply` --------------------------------------------------
 
 void multiply_floats(const Matrix& matrix, const Input& input, const Block& block, float* y, int64_t ldy);

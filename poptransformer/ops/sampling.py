@@ -101,6 +101,7 @@ def Sample(  # noqa: N802 - op type
     step: Any,
 ) -> Any:
     """Next token and the distribution it was drawn from."""
+    logits = op.Reshape(logits, op.Concat(op.Shape(logits, end=1), op.Shape(logits, start=-1), axis=0), allowzero=1)
     logits = penalise(op, logits, history, repetition_penalty)
     likeliest = op.ArgMax(logits, axis=1, keepdims=0)
     greedy = op.Or(op.LessOrEqual(temperature, 0.0), op.Equal(top_k, 1))
@@ -135,7 +136,7 @@ def sample(graph: Graph, logits: ir.Value, history: ir.Value, *settings: ir.Valu
 
     Args:
         graph: where the node goes.
-        logits: fp32 `[B, V]`.
+        logits: fp32 `[B, V]` or `[B, 1, V]`.
         history: int64 `[B, T]`, the row's tokens so far, filled up with any of them.
         *settings: one value per row `[B]` each: temperature (fp32, 0 is greedy), top_k (int64, 1 is greedy, 0 is off),
             top_p (fp32, 1 is off), min_p (fp32, 0 is off), repetition_penalty (fp32, 1 is off), seed (int64 >= 0),
@@ -145,7 +146,7 @@ def sample(graph: Graph, logits: ir.Value, history: ir.Value, *settings: ir.Valu
         Tokens int64 `[B]` and the distributions fp32 `[B, V]` they were drawn from.
     """
     token, probabilities = graph.op("Sample", logits, history, *settings, domain=DOMAIN, outputs=2)
-    batch, vocabulary = logits.shape or (None, None)
+    batch, vocabulary = (logits.shape[0], logits.shape[-1]) if logits.shape else (None, None)
     token.dtype, token.shape = ir.DataType.INT64, ir.Shape([batch])
     probabilities.dtype, probabilities.shape = ir.DataType.FLOAT, ir.Shape([batch, vocabulary])
     return token, probabilities

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 import onnx_ir as ir
 
 from poptransformer.graph import DOMAIN
-from poptransformer.passes.match import common_metadata, placement, unique_name
+from poptransformer.passes.match import common_metadata, is_op, unique_name
 from poptransformer.passes.nested import name_nested_functions
 from poptransformer.passes.outline import Outliner
 
@@ -27,6 +27,7 @@ _LINKS = {
     "QuantizedLinear": 1,
     "RotaryCachedAttention": 1,
     "RoundToFloat8": 1,
+    "SampleToken": 1,
     "WKV": 4,
 }
 _NO_VALUE = -1  # chain/steps.h
@@ -79,8 +80,6 @@ class _Run:
 
     def takes(self, node: ir.Node) -> bool:
         """Whether the node can be its next link."""
-        if self.nodes and placement(node) != placement(self.nodes[0]):
-            return False
         return not any(value in self.outside or self._has_open_type(value) for value in node.inputs)
 
     def feeds(self, node: ir.Node) -> bool:
@@ -91,11 +90,25 @@ class _Run:
     def _has_open_type(self, value: ir.Value | None) -> bool:
         """Whether the chain makes the value, in a type that the kernel does not know before it runs."""
         producer = None if value is None else value.producer()
-        return producer in self.nodes and value.index() >= _LINKS[producer.op_type]  # type: ignore[union-attr,operator]
+        if producer is None or producer not in self.nodes:
+            return False
+        return value.index() >= _LINKS.get(producer.op_type, 1)  # type: ignore[union-attr,operator]
 
 
 def _is_link(node: ir.Node) -> bool:
-    return node.domain == DOMAIN and node.op_type in _LINKS
+    return (node.domain == DOMAIN and node.op_type in _LINKS) or _chooses_tokens(node)
+
+
+def _chooses_tokens(node: ir.Node) -> bool:
+    """Whether the node is the form of `GatherND` that chains have a kernel for (gather_nd.cpp)."""
+    if not is_op(node, "GatherND") or node.attributes.get_int("batch_dims", 0) != 1:
+        return False
+    data, indices = node.inputs
+    return _has_rank(data, 3) and data.dtype == ir.DataType.FLOAT and _has_rank(indices, 3) and indices.shape[2] == 1  # type: ignore[union-attr,index]
+
+
+def _has_rank(value: ir.Value | None, rank: int) -> bool:
+    return value is not None and value.shape is not None and len(value.shape) == rank
 
 
 def _replace(model: ir.Model, graph: ir.Graph, nodes: Sequence[ir.Node], names: set[str]) -> None:

@@ -37,7 +37,7 @@ def build_decoder(compiled: CompiledModel, chained: bool = False) -> ir.Model:
         history = graph.input("history", ir.DataType.INT64, [BATCH, "history"])
         settings = [graph.input(name, dtype, [BATCH]) for name, dtype in SAMPLING_INPUTS.items()]
         step = graph.input("step", ir.DataType.INT64, [BATCH])
-        token = ops.sample_token(graph, ops.reshape(graph, logits, [0, -1]), history, *settings, step)
+        token = ops.sample_token(graph, logits, history, *settings, step)
         counted = ops.add(graph, inputs["past_lengths"], inputs["lengths"]), ops.add(graph, step, 1)
     graph.output(token, "token")
     graph.ir_graph.outputs.extend(presents)

@@ -147,7 +147,7 @@ class _Generator:
         count = ir.val("count", _INT, [BATCH])
         with g.inside(body), g.nameScope("sample"):
             step = ops.expand(g, ops.unsqueeze(g, iteration, [0]), self.rows)
-            token = ops.sample_token(g, ops.squeeze(g, logits, [1]), history, *self.sampling, step)
+            token = ops.sample_token(g, logits, history, *self.sampling, step)
             emitted = ops.where(g, done, self.padding, token)
             new_count = ops.add(g, count, ops.cast(g, g.op("Not", done), np.int64))
             column = ops.unsqueeze(g, emitted, [1])
