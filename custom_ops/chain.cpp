@@ -24,8 +24,10 @@ struct Value {
   Shape shape;
 };
 
-/// What one call works with: the values behind the inputs, and the memory of those that only steps see.
+/// What one call works with: the inputs that are not constant, the values behind them, and the memory of those that only
+/// steps see.
 struct Memory {
+  std::vector<Tensor> inputs;
   std::vector<Value> values;
   std::vector<ScratchBuffer> slots;
 
@@ -35,6 +37,7 @@ struct Memory {
   }
 
   void make_room(const chain::Steps& steps) {
+    if (inputs.size() < steps.inputs) inputs.resize(steps.inputs, Tensor("Chain", "inputs"));
     if (values.size() < steps.types.size()) values.resize(steps.types.size());
     if (slots.size() < steps.slots) slots.resize(steps.slots);
   }
@@ -43,9 +46,10 @@ struct Memory {
 /// Tidies up when a call ends, however it ends.
 class AtTheEnd {
  public:
-  explicit AtTheEnd(Memory& memory) : memory_(memory) {}
+  AtTheEnd(Memory& memory, const chain::Steps& chain) : memory_(memory), chain_(chain) {}
   ~AtTheEnd() {
     ThreadPool::set_upcoming(nullptr);
+    for (const size_t index : chain_.changing) memory_.inputs[index].present = false;
     for (ScratchBuffer& slot : memory_.slots) {
       if (slot.bytes() > kKeptBytes) slot.release();
     }
@@ -53,6 +57,7 @@ class AtTheEnd {
 
  private:
   Memory& memory_;
+  const chain::Steps& chain_;
 };
 
 /// Inputs and outputs of one step.
@@ -64,12 +69,14 @@ class StepArguments final : public Arguments {
   bool read(size_t index, ElementType declared, Tensor* tensor) const override {
     if (index >= step_.inputs.size() || step_.inputs[index] == chain::kNoValue) return false;
     const size_t number = static_cast<size_t>(step_.inputs[index]);
-    if (number < chain_.inputs) return node_.read(number, declared, tensor);
-    const Value& value = memory_.values[number - chain_.inputs];
-    tensor->type = chain_.types[number - chain_.inputs];
-    tensor->shape = value.shape;
-    tensor->data = value.data;
-    tensor->present = true;
+    if (number >= chain_.inputs) {
+      const Value& value = memory_.values[number - chain_.inputs];
+      tensor->hold(value.data, chain_.types[number - chain_.inputs], value.shape);
+    } else if (const Tensor& input = memory_.inputs[number]) {
+      tensor->hold(input.data, input.type, input.shape);
+    } else {
+      return node_.read(number, declared, tensor);
+    }
     if (declared != kAnyType) tensor->expect_type({declared});
     return true;
   }
@@ -103,12 +110,15 @@ class Chain {
 
   void compute(Call& call) const {
     Memory& memory = Memory::of_this_thread();
-    const AtTheEnd at_the_end(memory);
+    const AtTheEnd at_the_end(memory, chain_);
     memory.make_room(chain_);
+    // All at once: onnxruntime's code for it comes from memory once, and several steps read the same ones.
+    for (const size_t index : chain_.changing) call.arguments().read(index, kAnyType, &memory.inputs[index]);
     for (const chain::Step& step : chain_.steps) {
       StepArguments arguments(chain_, step, call.arguments(), memory);
       Call step_call(*step.spec, arguments);
       if (&step != chain_.steps.data()) ThreadPool::set_upcoming(is_decode(memory) ? &step.upcoming : nullptr);
+      step.prefetch_next();
       step.kernel->compute(step_call);
     }
   }

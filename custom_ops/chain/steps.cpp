@@ -65,6 +65,9 @@ Steps::Steps(const Attributes& attributes) : inputs(attributes.input_count()), o
   check_order(attributes);
   assign_slots();
   look_ahead();
+  for (size_t i = 0; i < inputs; ++i) {
+    if (!attributes.constant_input(i)) changing.push_back(i);
+  }
 }
 
 void Steps::add_step(const Attributes& attributes, const std::string& op, int64_t kind, Step step) {
@@ -141,6 +144,10 @@ size_t Steps::first_made() const {
 }
 
 void Steps::look_ahead() {
+  for (size_t i = 0; i < steps.size(); ++i) {
+    steps[i].next = &steps[(i + 1) % steps.size()];
+    steps[i].next_kernel = steps[i].next->kernel.get();
+  }
   Upcoming next;
   for (int round = 0; round < 2; ++round) {  // The second one for the steps behind the last with weights.
     for (auto step = steps.rbegin(); step != steps.rend(); ++step) {

@@ -24,6 +24,14 @@ struct Step {
   std::unique_ptr<const AnyKernel> kernel;
   std::vector<int64_t> inputs, outputs;  ///< Numbers of values; kNoValue for one that is left out, or that nobody wants.
   Upcoming upcoming;  ///< The next weights that a step after this one reads; after the last the first step is next.
+  const Step* next = nullptr;           ///< The step after this one, or the first.
+  const AnyKernel* next_kernel = nullptr;
+
+  /// Weights have streamed through the caches since the next step was last run: has it come from memory meanwhile.
+  void prefetch_next() const {
+    prefetch_object(next, sizeof *next);
+    next_kernel->prefetch_itself();
+  }
 };
 
 struct Steps {
@@ -32,6 +40,7 @@ struct Steps {
   std::vector<ElementType> types;   ///< Of each value behind the inputs; kAnyType for outputs that the call decides.
   std::vector<size_t> slot_of;      ///< Of each value behind the inputs; kNoSlot for outputs.
   size_t slots = 0;
+  std::vector<size_t> changing;     ///< Inputs of the node that are not the same at every call.
 
   /// Number, behind the inputs, of a value that the first step makes.
   size_t first_made() const;

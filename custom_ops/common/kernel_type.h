@@ -17,6 +17,8 @@ class AnyKernel {
  public:
   virtual ~AnyKernel() = default;
   virtual void compute(Call& call) const = 0;
+  /// Has what it is itself come from memory.
+  virtual void prefetch_itself() const = 0;
   /// The weights that it reads, where it knows them.
   virtual Upcoming upcoming() const = 0;
 };
@@ -42,6 +44,7 @@ struct KernelType {
      public:
       explicit Held(const Attributes& attributes) : kernel_(attributes) {}
       void compute(Call& call) const override { kernel_.compute(call); }
+      void prefetch_itself() const override { prefetch_object(this, sizeof *this); }
       Upcoming upcoming() const override { return upcoming_of(kernel_, 0); }
 
      private:

@@ -117,6 +117,14 @@ class Tensor {
     return static_cast<const T*>(data);
   }
 
+  /// Makes it a view of these values.
+  void hold(const void* values, ElementType element_type, const Shape& dimensions) {
+    data = values;
+    type = element_type;
+    shape = dimensions;
+    present = true;
+  }
+
   /// Throws unless the element type is one of `allowed`.
   void expect_type(std::initializer_list<ElementType> allowed) const {
     std::string names;

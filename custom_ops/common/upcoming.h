@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 
 #include "simd.h"
@@ -38,6 +39,8 @@ struct Upcoming {
 
   Weight weights[kMaxWeights];
   int64_t count = 0;  ///< Of weights. Their tiles, all together, are shared out among the parts of the job.
+  const char* common = nullptr;  ///< What every part reads first, as the weights of a norm; may be null.
+  int64_t common_bytes = 0;
 
   int64_t tiles() const {
     int64_t sum = 0;
@@ -45,6 +48,12 @@ struct Upcoming {
     return sum;
   }
 };
+
+/// Asks for an object in memory.
+inline void prefetch_object(const void* object, size_t bytes) {
+  constexpr size_t kLine = 64;
+  for (size_t i = 0; i < bytes; i += kLine) prefetch(static_cast<const char*>(object) + i);
+}
 
 /// Asks for one part's share of the upcoming weights, a few lines at a time and in about the order of its reading.
 class AskAhead {
@@ -59,6 +68,11 @@ class AskAhead {
 
   /// A few lines more. @returns false where nothing is left to ask for.
   bool ask() {
+    if (common_ < upcoming_.common_bytes) {
+      prefetch(upcoming_.common + common_);
+      common_ += kLine;
+      return true;
+    }
     if (weight_ >= upcoming_.count || lines_left_ <= 0) return false;
     const Upcoming::Weight& weight = upcoming_.weights[weight_];
     for (int64_t i = 0; i < weight.regions_count; ++i) ask_region(weight.regions[i]);
@@ -103,6 +117,7 @@ class AskAhead {
   Upcoming upcoming_;        // A copy: the job that it came with ends before we do.
   Range mine_{0, 0};
   Range tiles_{0, 0};        // Ours of this weight.
+  int64_t common_ = 0;       // Bytes of what all read that were asked for.
   int64_t first_ = 0;        // Tiles of the weights so far.
   int64_t weight_ = 0;
   int64_t stream_ = 0;       // Tiles of each stream.
