@@ -18,7 +18,7 @@ namespace poptransformer {
 namespace {
 
 /// How far ahead codes are asked for, see tiles_avx2.h.
-constexpr int64_t kAhead = 4096;
+constexpr int64_t kAhead = 1024;
 
 /// Four codes of a row, in every lane.
 POPTRANSFORMER_AVX512 inline __m512i four_codes(const int8_t* codes) {
