@@ -11,7 +11,7 @@
 namespace {
 
 /// Must equal OPS_VERSION in poptransformer/native.py. Raise both when an op changes its name, inputs or meaning.
-constexpr char kVersion[] = "1";
+constexpr char kVersion[] = "2";
 constexpr char kDomain[] = "poptransformer";
 
 /// The op domain, filled once; it lives as long as the process because sessions refer to it.

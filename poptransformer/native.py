@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 LIBRARY_VARIABLE = "POPTRANSFORMER_OPS_LIBRARY"
 # Must equal kVersion in custom_ops/library.cpp. Raise both when an op changes its name, inputs or meaning.
-OPS_VERSION = "1"
+OPS_VERSION = "2"
 
 _ROOT = Path(__file__).resolve().parents[1]
 _DEFAULT_LIBRARY = _ROOT / "custom_ops" / "build" / "libpoptransformer_ops.so"

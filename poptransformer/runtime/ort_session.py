@@ -30,7 +30,8 @@ logger = logging.getLogger(__name__)
 # Smaller tensors travel inside the serialized model, where onnxruntime's optimizer can fold them.
 EXTERNAL_BYTES = 1024
 WEIGHTS = "weights.bin"
-# Our ops over weights: for each, the number of its first weight. They and what follows are read by the kernel alone.
+# Our ops over weights: for each, the number of its first weight. They and what follows are read by the kernel alone; a
+# chain hands all that it gets to kernels.
 FIRST_WEIGHT = {"Linear": 1, "QuantizedLinear": 1, "QuantizedEmbedding": 1, "FusedLinear": 1, "Chain": 0}
 PROVIDERS = ["CPUExecutionProvider"]
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"

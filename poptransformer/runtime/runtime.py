@@ -78,7 +78,7 @@ class Runtime(CompiledFacts):
 
     @property
     def _is_chained(self) -> bool:
-        """A profile counts nodes, so that they stay apart for it."""
+        """Whether sessions have chains, as saved graphs do: a profile counts nodes, for it they stay apart."""
         return self.settings.profile_prefix is None
 
     def _session(self, file: str, build: Callable[[], ir.Model], settings: SessionSettings) -> ort.InferenceSession:
@@ -89,7 +89,7 @@ class Runtime(CompiledFacts):
             return self._sessions[file]
 
     def _new_session(self, file: str, build: Callable[[], ir.Model], settings: SessionSettings) -> ort.InferenceSession:
-        if self.compiled.folder is not None and settings.profile_prefix is None:  # saved graphs have chains
+        if self.compiled.folder is not None and self._is_chained:
             weights = self.compiled.weights_folder if self.compiled.info.num_replicas > 1 else None
             return open_session(self.compiled.folder / file, settings, weights)
         with self.compiled.lock:
