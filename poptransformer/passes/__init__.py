@@ -3,6 +3,7 @@
 
 from poptransformer.passes.caches import store_caches
 from poptransformer.passes.chain import chain
+from poptransformer.passes.choose_early import choose_early
 from poptransformer.passes.functions import attach_functions
 from poptransformer.passes.fuse import fuse
 from poptransformer.passes.linear import matmul_to_linear
@@ -15,6 +16,7 @@ from poptransformer.passes.stages import split_stages
 __all__ = [
     "attach_functions",
     "chain",
+    "choose_early",
     "fuse",
     "matmul_to_linear",
     "name_nested_functions",

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 import onnx_ir as ir
 
 from poptransformer.graph import DOMAIN
-from poptransformer.passes.match import common_metadata, is_op, unique_name
+from poptransformer.passes.choose_early import chooses_tokens
+from poptransformer.passes.match import common_metadata, unique_name
 from poptransformer.passes.nested import name_nested_functions
 from poptransformer.passes.outline import Outliner
 
@@ -96,19 +97,7 @@ class _Run:
 
 
 def _is_link(node: ir.Node) -> bool:
-    return (node.domain == DOMAIN and node.op_type in _LINKS) or _chooses_tokens(node)
-
-
-def _chooses_tokens(node: ir.Node) -> bool:
-    """Whether the node is the form of `GatherND` that chains have a kernel for (gather_nd.cpp)."""
-    if not is_op(node, "GatherND") or node.attributes.get_int("batch_dims", 0) != 1:
-        return False
-    data, indices = node.inputs
-    return _has_rank(data, 3) and data.dtype == ir.DataType.FLOAT and _has_rank(indices, 3) and indices.shape[2] == 1  # type: ignore[union-attr,index]
-
-
-def _has_rank(value: ir.Value | None, rank: int) -> bool:
-    return value is not None and value.shape is not None and len(value.shape) == rank
+    return (node.domain == DOMAIN and node.op_type in _LINKS) or chooses_tokens(node)  # gather_nd.cpp
 
 
 def _replace(model: ir.Model, graph: ir.Graph, nodes: Sequence[ir.Node], names: set[str]) -> None:

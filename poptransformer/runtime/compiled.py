@@ -209,6 +209,7 @@ def compile_model(
         passes.place_after_blocks(compiled)
     if fuse:
         passes.fuse(compiled)
+        passes.choose_early(compiled)
     passes.attach_functions(compiled)
     passes.name_nested_functions(compiled)
     info = ModelInfo(
