@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from poptransformer import native
@@ -94,6 +95,22 @@ def test_streams_are_profiled() -> None:
     write_profile(engine.runtime, folder)
     assert "prepare" in table(folder)
     assert len(list(folder.glob("onnxruntime_*.json"))) == 2
+
+
+def test_a_cached_model_is_profiled_by_layer() -> None:
+    """Its files have chains, in which layers are not told apart."""
+    cache, folders = tiny.new_folder(), [tiny.new_folder() for _ in range(2)]
+    for folder in folders:
+        model = tiny.model(tiny.folder(tokenizer=True))
+        session = tiny.compiled_session(model, profile_name=str(folder), execution_cache_name=str(cache / "model"))
+        session.run(tiny.inputs(tiny.PROMPTS[0]))
+    fresh, cached = (set(table(folder)) for folder in folders)
+    assert "model/layers.1/self_attn" in fresh
+    assert cached == fresh
+    engine = session.engine
+    assert engine.runtime.compiled.folder is not None
+    chained = onnx.load(engine.runtime.compiled.folder / "decoder.onnx", load_external_data=False)
+    assert "Chain" in {node.op_type for node in chained.graph.node}
 
 
 def test_function_bodies_have_rows_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
