@@ -13,6 +13,10 @@ from poptransformer.checkpoint.files import write_json, write_text
 
 _SPACE = "\u2581"  # SentencePiece's visible space
 
+# By these a folder's tokenizer is ChatGLM-6B's, or ChatGLM2's and ChatGLM3's.
+CHATGLM_FILE = "ice_text.model"
+CHATGLM2_CLASS, CHATGLM2_FILE = "ChatGLMTokenizer", "tokenizer.model"
+
 
 @dataclass(frozen=True)
 class FastBackend:

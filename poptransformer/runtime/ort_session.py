@@ -17,13 +17,13 @@ import onnxruntime as ort
 
 from poptransformer import native
 from poptransformer.build import check_positive
-from poptransformer.checkpoint import release
 from poptransformer.errors import PopTransformerError
-from poptransformer.parallel.communicator import Groups
 
 if TYPE_CHECKING:
-    # Imported where a graph is at hand; opening a saved model needs none of it.
+    # Imported where a graph is at hand, or where there are several ranks; opening a saved model needs none of it.
     import onnx_ir as ir
+
+    from poptransformer.parallel.communicator import Groups
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +91,7 @@ def _materialised(tensor: ir.TensorProtocol) -> np.ndarray:
 
     So a model whose precision is not the checkpoint's takes its own size in memory and one weight, not both sizes.
     """
+    from poptransformer.checkpoint import release
     from poptransformer.graph import WeightTensor
 
     array = tensor.numpy()

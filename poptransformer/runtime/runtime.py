@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime as ort
 
-from poptransformer.generation import Rows, SamplingParams, arrays, check_prompts, right_padded, row_limits
-from poptransformer.generation.params import SamplingArrays
 from poptransformer.runtime.compiled import CompiledModel
 from poptransformer.runtime.compiled_facts import CompiledFacts
 from poptransformer.runtime.ort_session import SessionSettings, WeightStore, make_session, open_session
@@ -25,7 +23,7 @@ from poptransformer.runtime.token_runner import TokenRunner
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-SAMPLING_INPUTS = tuple(field.name for field in dataclasses.fields(SamplingArrays))
+    from poptransformer.generation import Rows, SamplingArrays, SamplingParams
 
 
 class Runtime(CompiledFacts):
@@ -140,11 +138,12 @@ class Runtime(CompiledFacts):
             params: settings of each row; no beams and no stop strings. `ignore_eos` must be the same for all.
             stop_token_ids: ids that end a row.
         """
+        # Imported here: while a stream imports it, its session opens already.
+        from poptransformer.generation import arrays, check_prompts, right_padded, row_limits
+
         check_prompts(self, rows, params)
         ids, lengths, _ = right_padded(rows)
-        settings = arrays(params)
-        feeds = {name: getattr(settings, name) for name in SAMPLING_INPUTS}
-        feeds |= {
+        feeds = vars(arrays(params)) | {
             "input_ids": ids,
             "lengths": lengths,
             "max_new_tokens": np.array(row_limits(self, rows, params), np.int64),
@@ -157,7 +156,7 @@ class Runtime(CompiledFacts):
         self,
         logits: Any,
         history: np.ndarray,
-        settings: Any,
+        settings: SamplingArrays,
         step: np.ndarray,
         *,
         want_probabilities: bool = False,
@@ -167,14 +166,14 @@ class Runtime(CompiledFacts):
         Args:
             logits: fp32 `[B, V]` or `[B, 1, V]`, an OrtValue or an array.
             history: int64 `[B, T]`, tokens of each row so far, filled up with any of them.
-            settings: arrays `[B]` named like `SAMPLING_INPUTS`.
+            settings: how each row is sampled.
             step: int64 `[B]`, tokens that each row has generated.
             want_probabilities: return the distributions too.
 
         Returns:
             Tokens int64 `[B]`; with `want_probabilities` also fp32 `[B, V]`.
         """
-        feeds = {name: getattr(settings, name) for name in SAMPLING_INPUTS} | {"history": history, "step": step}
+        feeds = vars(settings) | {"history": history, "step": step}
         # For inputs as small as these, one `run` costs half of what binding them one by one does.
         values = logits if isinstance(logits, np.ndarray) else logits.numpy()
         feeds["logits"] = values.astype(np.float32, copy=False).reshape(len(step), 1, -1)
