@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import operator
 import reprlib
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -171,13 +172,14 @@ class Engine:
         """Writes the portable artefact, see `poptransformer.runtime.artefact`; `load` opens it."""
         return save_artefact(self.runtime.compiled, self.checkpoint, folder)
 
-    def make_ready_meanwhile(self, beams: bool) -> None:
+    def make_ready_meanwhile(self, beams: bool) -> threading.Event | None:
         """Begins to open a saved model's session in a thread, see `Runtime.make_ready_meanwhile`.
 
         Nothing happens for other models: Python makes their sessions, or they are made by several ranks together.
         """
         if self.runtime.compiled.folder is not None and isinstance(self.runtime, Runtime):
-            self.runtime.make_ready_meanwhile(beams)
+            return self.runtime.make_ready_meanwhile(beams)
+        return None
 
     # -- inside -------------------------------------------------------------------------------------------------
 
@@ -185,7 +187,10 @@ class Engine:
         """The tokenizer, for what will be generated with these settings: while it loads, the session opens."""
         beams = sampling.get("num_beams") or 1
         if "tokenizer" not in vars(self.checkpoint) and isinstance(beams, int):
-            self.make_ready_meanwhile(beams > 1)
+            graph_read = self.make_ready_meanwhile(beams > 1)
+            _ = generation.stream_text  # imported now, while the thread reads the graph
+            if graph_read is not None:
+                graph_read.wait()
         return self.tokenizer
 
     def _rows(self, prompts: Prompts, sampling: Mapping[str, Any]) -> tuple[list[list[int]], bool, bool]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from poptransformer.checkpoint.files import is_artefact
+from poptransformer.numpy_import import import_numpy
 from poptransformer.read_ahead import read_ahead
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def load(
     if is_saved:
         read_ahead(Path(name_or_path).expanduser())
     # Imported while the files are read: this takes longer than to open a saved model.
+    import_numpy()
     from poptransformer.build import Build, use_build
     from poptransformer.engine import Engine
     from poptransformer.recipe import QuantizationConfig

@@ -35,6 +35,7 @@ class Runtime(CompiledFacts):
         self._weights = WeightStore()
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._lock = threading.Lock()  # held while one is made: another thread may want the same
+        self._graph_read = threading.Event()
 
     @functools.cached_property
     def step_session(self) -> ort.InferenceSession:
@@ -84,7 +85,7 @@ class Runtime(CompiledFacts):
     def _new_session(self, file: str, build: Callable[[], ir.Model], settings: SessionSettings) -> ort.InferenceSession:
         if self.compiled.folder is not None:
             weights = self.compiled.weights_folder if self.compiled.info.num_replicas > 1 else None
-            return open_session(self.compiled.folder / file, settings, weights)
+            return open_session(self.compiled.folder / file, settings, weights, self._graph_read.set)
         with self.compiled.lock:
             return make_session(build(), settings, self._weights)
 
@@ -96,7 +97,7 @@ class Runtime(CompiledFacts):
         """
         _ = self.step_session if beams else self.decoder_session
 
-    def make_ready_meanwhile(self, beams: bool) -> None:
+    def make_ready_meanwhile(self, beams: bool) -> threading.Event:
         """Begins `make_ready` in a thread of its own and returns at once.
 
         onnxruntime opens a saved model without holding Python's lock, so that the tokenizer can load at the same time.
@@ -104,13 +105,19 @@ class Runtime(CompiledFacts):
 
         Args:
             beams: as for `make_ready`.
+
+        Returns:
+            What is set once the graph has been read. The thread needs Python's lock until then, and no more until the
+            session is ready: whoever is going to hold the lock for long, as a tokenizer does that loads, waits for it.
         """
 
         def open_it() -> None:
             with contextlib.suppress(Exception):  # whoever needs the session tries again, and gets the error
                 self.make_ready(beams)
+            self._graph_read.set()
 
         threading.Thread(target=open_it, name="poptransformer-session").start()
+        return self._graph_read
 
     def end_profiling(self) -> list[str]:
         """Ends the profile of every session that has run; returns the files that onnxruntime wrote.
