@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import operator
 import reprlib
 import threading
@@ -188,8 +189,10 @@ class Engine:
         beams = sampling.get("num_beams") or 1
         if "tokenizer" not in vars(self.checkpoint) and isinstance(beams, int):
             graph_read = self.make_ready_meanwhile(beams > 1)
-            _ = generation.stream_text  # imported now, while the thread reads the graph
             if graph_read is not None:
+                # Until then there is time to import what comes next: steps and texts, and what most tokenizers are of.
+                _ = generation.stream_text
+                importlib.import_module("tokenizers")
                 graph_read.wait()
         return self.tokenizer
 
