@@ -17,7 +17,8 @@ def read_ahead(folder: Path) -> threading.Thread:
     """Begins to read the files of a folder into the page cache and returns at once.
 
     A model's weights are mapped: kernels that find a page missing wait for the disk, again and again. What cannot be
-    read is left to whoever opens it, and what is in memory already takes 20 microseconds a megabyte.
+    read is left to whoever opens it, and so is what would fill half of the memory, since its end might push out its
+    beginning. What is in memory already takes 20 microseconds a megabyte.
 
     Args:
         folder: its files; those in folders below it are left alone.
@@ -29,13 +30,18 @@ def read_ahead(folder: Path) -> threading.Thread:
     with contextlib.suppress(OSError):
         for file, size in _opened(folder):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
-            if size > _LARGE:
+            if _LARGE < size < _memory() // 2:
                 large.append((size, file))
             else:
                 file.close()
     thread = threading.Thread(target=_read, args=[large], name="poptransformer-read-ahead", daemon=True)
     thread.start()
     return thread
+
+
+def _memory() -> int:
+    """Bytes of the machine's memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _opened(folder: Path) -> Iterator[tuple[io.FileIO, int]]:

@@ -69,3 +69,16 @@ def _descriptors(folder: Path) -> list[str]:
         if target.startswith(str(folder)):
             found.append(target)
     return found
+
+
+def test_a_file_that_would_fill_the_memory_is_left_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+    monkeypatch.setattr(module, "_send", lambda _, __, size: sent.append(size))
+    for megabytes in (2, 3, 4):
+        (tmp_path / f"{megabytes}.bin").write_bytes(bytes(megabytes * MEGABYTE))
+    finished(read_ahead(tmp_path))
+    assert sent == [2 * MEGABYTE, 3 * MEGABYTE, 4 * MEGABYTE]
+    monkeypatch.setattr(module, "_memory", lambda: 8 * MEGABYTE)
+    finished(read_ahead(tmp_path))
+    assert sent[3:] == [2 * MEGABYTE, 3 * MEGABYTE]
+    assert _descriptors(tmp_path) == []
