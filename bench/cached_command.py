@@ -19,6 +19,7 @@ import tempfile
 import time
 from typing import Any
 
+from bench.environments import compile_modules
 from bench.runner import ROOT, describe, machine, table, write_results
 
 
@@ -67,6 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=7, help="counted runs (default: 7)")
     parser.add_argument("overrides", nargs="*", help="more of them, as in model=tiny")
     options = parser.parse_args(arguments)
+    compile_modules()
     found = machine()
     with tempfile.TemporaryDirectory(prefix="poptransformer-bench-") as cache:
         overrides = [f"session.execution_cache_name={cache}", f"global_args.precision={options.precision}"]

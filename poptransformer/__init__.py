@@ -14,17 +14,21 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from poptransformer.build import REGISTRY as REGISTRY
     from poptransformer.engine import Engine as Engine
-    from poptransformer.engine import load as load
+    from poptransformer.loading import load as load
 
 __all__ = ["REGISTRY", "Engine", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
     # Importing the package must stay cheap; onnxruntime and the rest come with the first use.
-    if name in ("Engine", "load"):
-        from poptransformer import engine
+    if name == "load":
+        from poptransformer.loading import load
 
-        return getattr(engine, name)
+        return load
+    if name == "Engine":
+        from poptransformer.engine import Engine
+
+        return Engine
     if name == "REGISTRY":
         from poptransformer.build import REGISTRY
 

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Python API: load a checkpoint, get logits, generate, stream, chat, save."""
+"""What `poptransformer.load` returns: get logits, generate, stream, chat, save."""
 
 from __future__ import annotations
 
+import importlib
 import operator
 import reprlib
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,18 +14,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from poptransformer import generation
-from poptransformer.build import Build, use_build
-from poptransformer.checkpoint import Checkpoint, Tokenizer, open_checkpoint, open_checkpoint_files
 from poptransformer.errors import ConfigError
 from poptransformer.quantization_report import QuantizationReport
-from poptransformer.recipe import QuantizationConfig
-from poptransformer.runtime.artefact import is_artefact, load_artefact, save_artefact
+from poptransformer.runtime.artefact import save_artefact
 from poptransformer.runtime.compiled import CompiledModel, compile_replicas
 from poptransformer.runtime.distribution import Distribution
 from poptransformer.runtime.open import open_runtime
 from poptransformer.runtime.ort_session import SessionSettings
+from poptransformer.runtime.runtime import Runtime
 
 if TYPE_CHECKING:
+    from poptransformer.checkpoint import Checkpoint, Tokenizer
     from poptransformer.models.base_model import HFModel
 
 Ids = Sequence[int]
@@ -108,7 +109,7 @@ class Engine:
         Returns:
             The new text for a text, the new ids for ids; a list of them where a list of prompts was given.
         """
-        rows, is_text, is_single = self._rows(prompts)
+        rows, is_text, is_single = self._rows(prompts, sampling)
         params = self.params(rows, **sampling)
         if is_text:
             answers: list[Any] = generation.generate_text(
@@ -132,7 +133,7 @@ class Engine:
             An iterator. For one text: pieces of text. For a list of texts: one list of pieces per step. For ids: one
             list per step with a row's id each. None stands for a row that has ended. Wrong arguments raise here.
         """
-        rows, is_text, is_single = self._rows(prompts)
+        rows, is_text, is_single = self._rows(prompts, sampling)
         params = self.params(rows, **sampling)
         if not is_text:
             return self._steps_of(rows, params)
@@ -147,7 +148,8 @@ class Engine:
             stream: yield the answer in pieces instead of returning it.
             **sampling: as for `generate`.
         """
-        ids = self.tokenizer.encode(self.tokenizer.apply_chat_template(list(messages)), add_special_tokens=False)
+        tokenizer = self._tokenizer_for(sampling)
+        ids = tokenizer.encode(tokenizer.apply_chat_template(list(messages)), add_special_tokens=False)
         params = self.params([ids], **sampling)
         if stream:
             steps = generation.stream_text(self.runtime, [ids], params, self.stop_token_ids, self.tokenizer.stream)
@@ -171,16 +173,38 @@ class Engine:
         """Writes the portable artefact, see `poptransformer.runtime.artefact`; `load` opens it."""
         return save_artefact(self.runtime.compiled, self.checkpoint, folder)
 
+    def make_ready_meanwhile(self, beams: bool) -> threading.Event | None:
+        """Begins to open a saved model's session in a thread, see `Runtime.make_ready_meanwhile`.
+
+        Nothing happens for other models: Python makes their sessions, or they are made by several ranks together.
+        """
+        if self.runtime.compiled.folder is not None and isinstance(self.runtime, Runtime):
+            return self.runtime.make_ready_meanwhile(beams)
+        return None
+
     # -- inside -------------------------------------------------------------------------------------------------
 
-    def _rows(self, prompts: Prompts) -> tuple[list[list[int]], bool, bool]:
+    def _tokenizer_for(self, sampling: Mapping[str, Any]) -> Tokenizer:
+        """The tokenizer, for what will be generated with these settings: while it loads, the session opens."""
+        beams = sampling.get("num_beams") or 1
+        if "tokenizer" not in vars(self.checkpoint) and isinstance(beams, int):
+            graph_read = self.make_ready_meanwhile(beams > 1)
+            if graph_read is not None:
+                # Until then there is time to import what comes next: steps and texts, and what most tokenizers are of.
+                _ = generation.stream_text
+                importlib.import_module("tokenizers")
+                graph_read.wait()
+        return self.tokenizer
+
+    def _rows(self, prompts: Prompts, sampling: Mapping[str, Any]) -> tuple[list[list[int]], bool, bool]:
         """Returns the prompts as rows of ids, whether they were text, and whether it was a single one."""
         if isinstance(prompts, str):
-            return [self.tokenizer.encode(prompts)], True, True
+            return [self._tokenizer_for(sampling).encode(prompts)], True, True
         try:
             items: list[Any] = list(prompts.tolist() if hasattr(prompts, "tolist") else prompts)  # arrays and tensors
             if items and all(isinstance(item, str) for item in items):
-                return [self.tokenizer.encode(item) for item in items], True, False
+                tokenizer = self._tokenizer_for(sampling)
+                return [tokenizer.encode(item) for item in items], True, False
             if items and all(isinstance(item, (int, np.integer)) for item in items):
                 return [[int(item) for item in items]], False, True
             rows = [[operator.index(i) for i in item] for item in items]
@@ -203,80 +227,3 @@ def _integers(name: str, values: Any) -> np.ndarray:
     if array.size and array.dtype.kind not in "iu":
         raise ConfigError(f"{name} must be integers, found {array.dtype}. Use engine.tokenizer.encode for text.")
     return array.astype(np.int64)
-
-
-def load(
-    name_or_path: str | Path,
-    precision: str | Mapping[str, Any] | None = None,
-    model_type: str | None = None,
-    num_replicas: int = 1,
-    max_length: int | None = None,
-    batch_size: int = 1,
-    threads: int | None = None,
-    cache_dir: str | Path | None = None,
-    quantization: Mapping[str, Any] | None = None,
-    fuse: bool | None = None,
-    fp8_cache: bool | None = None,
-    layer_per_ipu: Sequence[int] | None = None,
-    enable_pipeline: bool = False,
-) -> Engine:
-    """Loads a checkpoint, or a folder that `Engine.save` wrote, and makes it ready to run.
-
-    Args:
-        name_or_path: hub name, folder, `.gguf` file, `package://<package>/<file>`, or a saved model.
-        precision: storage of the weights: fp32 (the default), fp16, bf16, int8, int4, fp8 or fp8_weight; or a recipe,
-            from patterns of weight names to these. A saved model has its own.
-        model_type: `shard` (the default) or `tp`. A saved model has its own.
-        num_replicas: tensor-parallel replicas.
-        max_length: tokens of prompt and answer together; by default what the model was trained for.
-        batch_size: rows that the model is planned for; calls may use any number.
-        threads: CPU threads; None uses every core this process may use.
-        cache_dir: where hub downloads go.
-        quantization: details of it, keys of `poptransformer.recipe.QuantizationConfig`.
-        fuse: compute several nodes of the graph by one kernel (the default); False runs the graph as the layers wrote
-            it. A saved model is what it was when it was saved.
-        fp8_cache: keep keys and values in 8 bits, as E4M3FN; otherwise they take 16 beside weights of 8 or 4 bits, and
-            32 beside others. A saved model has its own.
-        layer_per_ipu: decoder blocks of each pipeline stage, in order; None is one stage.
-        enable_pipeline: let the stages overlap: `batch_size` rows go through them together, and the rows of a call are
-            as many such groups as they make.
-    """
-    settings = SessionSettings(threads=threads)
-    build = Build(
-        model_type="shard" if model_type is None else model_type,
-        num_replicas=num_replicas,
-        precision="fp32" if precision is None else precision,
-        quantization=QuantizationConfig.from_mapping(quantization or {}),
-        batch_size=batch_size,
-        enable_pipeline=enable_pipeline,
-    )
-    distribution = Distribution(micro_batch=batch_size if enable_pipeline else None)
-    if is_artefact(name_or_path):
-        asked = {"precision": None if precision is None else build.recipe.text, "max_length": max_length}
-        asked |= {"model_type": model_type, "fuse": fuse, "fp8_cache": fp8_cache, **(quantization or {})}
-        return _load_saved(Path(name_or_path).expanduser().resolve(), asked, settings, distribution)
-    from poptransformer.models import model_class_for
-
-    checkpoint = open_checkpoint(name_or_path, cache_dir=cache_dir)
-    with use_build(build):
-        model = model_class_for(checkpoint.config).from_checkpoint(
-            checkpoint, max_length=max_length, fp8_cache=bool(fp8_cache), layer_per_ipu=layer_per_ipu
-        )
-    return Engine.from_model(model, settings, fuse is not False, distribution)
-
-
-def _load_saved(
-    folder: Path, asked: Mapping[str, Any], settings: SessionSettings, distribution: Distribution
-) -> Engine:
-    """Opens a saved model, if it is what is asked for; None asks for nothing."""
-    compiled = load_artefact(folder)
-    info = compiled.info
-    found = {name: getattr(info, name) for name in ("precision", "max_length", "model_type", "fuse")}
-    found |= {"fp8_cache": info.has_fp8_cache, **info.quantization}
-    for name, value in asked.items():
-        if value is not None and value != found.get(name):
-            raise ConfigError(
-                f"{folder} was saved with {name} {found.get(name)}, not {value}. Load it without {name}, or save the "
-                f"checkpoint again with {name}={value}."
-            )
-    return Engine(compiled, open_checkpoint_files(folder), settings, distribution)

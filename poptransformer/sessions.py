@@ -23,7 +23,6 @@ from poptransformer.runtime.compiled import CompiledModel, compile_replicas
 from poptransformer.runtime.distribution import Distribution
 from poptransformer.runtime.ort_session import SessionSettings
 from poptransformer.runtime.profile import make_profile_folder, write_profile, write_table
-from poptransformer.runtime.runtime import Runtime
 from poptransformer.utils.progress import progress
 
 if TYPE_CHECKING:
@@ -153,8 +152,7 @@ class Session:
         self._model = model
         self._world = distribution.world
         self._engine = Engine(compiled, model.checkpoint, self.settings, distribution)
-        if compiled.folder is not None and isinstance(self._engine.runtime, Runtime):
-            self._engine.runtime.make_ready_meanwhile(beams=model.sampling["num_beams"] > 1)
+        self._engine.make_ready_meanwhile(beams=model.sampling["num_beams"] > 1)
         if self.profile_folder and compiled.info.report.packed:
             write_table(self.profile_folder / "quantization.txt", f"{compiled.info.report}\n")
         logger.info("compiled")

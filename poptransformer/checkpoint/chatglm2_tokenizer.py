@@ -18,9 +18,7 @@ from typing import Any
 from poptransformer.checkpoint.files import write_bytes, write_json
 from poptransformer.checkpoint.sentencepiece_model import SentencePieceModel, read_sentencepiece
 from poptransformer.checkpoint.tokenizer import Tokenizer, TokenizerSettings
-
-TOKENIZER_CLASS = "ChatGLMTokenizer"
-MODEL_FILE = "tokenizer.model"
+from poptransformer.checkpoint.tokenizer_parts import CHATGLM2_CLASS, CHATGLM2_FILE
 
 _PREFIX = ("[gMASK]", "sop")
 _ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")  # ChatGLM3's; ChatGLM2 leaves these ids unused
@@ -113,8 +111,8 @@ class ChatGLM2Backend:
 
     def save(self, folder: Path, config: Mapping[str, Any]) -> None:
         """Write the files of the hub's checkpoint, without its code."""
-        write_bytes(folder / MODEL_FILE, self._data)
-        write_json(folder / "tokenizer_config.json", {"tokenizer_class": TOKENIZER_CLASS, **config})
+        write_bytes(folder / CHATGLM2_FILE, self._data)
+        write_json(folder / "tokenizer_config.json", {"tokenizer_class": CHATGLM2_CLASS, **config})
 
 
 def load_chatglm2_tokenizer(folder: Path, chat_template: str | None, stop_token_ids: tuple[int, ...]) -> Tokenizer:
@@ -128,7 +126,7 @@ def load_chatglm2_tokenizer(folder: Path, chat_template: str | None, stop_token_
     Raises:
         TokenizerError: If it cannot be read.
     """
-    path = folder / MODEL_FILE
+    path = folder / CHATGLM2_FILE
     model = read_sentencepiece(path)
     backend = ChatGLM2Backend(model, path.read_bytes())
     roles = {"bos_token": model.bos_id, "eos_token": model.eos_id, "unk_token": model.unk_id, "pad_token": model.unk_id}

@@ -14,8 +14,8 @@ from typing import Any
 from poptransformer.checkpoint.errors import CorruptCheckpointError
 from poptransformer.checkpoint.sentencepiece_backend import SentencePieceBackend, read_sentencepiece
 from poptransformer.checkpoint.tokenizer import Tokenizer, TokenizerSettings, token_text
+from poptransformer.checkpoint.tokenizer_parts import CHATGLM_FILE
 
-ICE_TEXT = "ice_text.model"
 _ROLES = {
     "bos_token": "<sop>",
     "eos_token": "<eop>",
@@ -65,7 +65,7 @@ def load_chatglm_tokenizer(folder: Path, given: Mapping[str, Any], stop_token_id
         TokenizerError: If the sentencepiece library is not installed.
         CorruptCheckpointError: If the model is damaged, or lacks a special token.
     """
-    path = folder / ICE_TEXT
+    path = folder / CHATGLM_FILE
     model = read_sentencepiece(path)
     names = {role: token_text(given.get(role)) or default for role, default in (_ROLES | _GMASK).items()}
     offset = given.get("num_image_tokens", _IMAGE_TOKENS)

@@ -13,6 +13,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+# The file by which a folder is a saved model: its graph is fixed, so nothing can be built from it.
+SAVED_MODEL = "poptransformer.json"
+
+
+def is_artefact(folder: str | Path) -> bool:
+    """Whether a folder is a saved model, see `poptransformer.runtime.artefact`."""
+    return (Path(folder).expanduser() / SAVED_MODEL).is_file()
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file atomically: it appears complete, or the old one stays.

@@ -12,12 +12,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from poptransformer.checkpoint import chatglm2_tokenizer
-from poptransformer.checkpoint.chatglm_tokenizer import ICE_TEXT, load_chatglm_tokenizer
 from poptransformer.checkpoint.errors import CheckpointError, CorruptCheckpointError, TokenizerError
 from poptransformer.checkpoint.hf_config import read_json_object
 from poptransformer.checkpoint.tokenizer import SPECIAL_NAMES, Backend, Tokenizer, TokenizerSettings, token_text
-from poptransformer.checkpoint.tokenizer_parts import FastBackend, set_bos_eos, set_sentencepiece_pipeline
+from poptransformer.checkpoint.tokenizer_parts import (
+    CHATGLM2_CLASS,
+    CHATGLM2_FILE,
+    CHATGLM_FILE,
+    FastBackend,
+    set_bos_eos,
+    set_sentencepiece_pipeline,
+)
 
 # Roles that transformers' classes fill when no file names them, and the class a model has when none is named.
 _END_OF_TEXT = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
@@ -29,7 +34,7 @@ _CLASS_DEFAULTS = {
 _CLASS_OF_MODEL = {"gpt2": "GPT2Tokenizer", "rwkv": "GPTNeoXTokenizer"}
 
 _SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", ICE_TEXT, *_SENTENCEPIECE_FILES)
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", CHATGLM_FILE, *_SENTENCEPIECE_FILES)
 
 
 def load_folder_tokenizer(folder: Path, config: Mapping[str, Any], stop_token_ids: tuple[int, ...]) -> Tokenizer:
@@ -51,10 +56,14 @@ def load_folder_tokenizer(folder: Path, config: Mapping[str, Any], stop_token_id
         inner = _read_tokenizer_json(folder / "tokenizer.json")
     elif class_name == "GPT2Tokenizer" and (folder / "vocab.json").is_file():
         inner = _read_gpt2_files(folder)
-    elif (folder / ICE_TEXT).is_file():
+    elif (folder / CHATGLM_FILE).is_file():
+        from poptransformer.checkpoint.chatglm_tokenizer import load_chatglm_tokenizer
+
         return load_chatglm_tokenizer(folder, given, stop_token_ids)
-    elif class_name == chatglm2_tokenizer.TOKENIZER_CLASS and (folder / chatglm2_tokenizer.MODEL_FILE).is_file():
-        return chatglm2_tokenizer.load_chatglm2_tokenizer(folder, _chat_template(folder, given), stop_token_ids)
+    elif class_name == CHATGLM2_CLASS and (folder / CHATGLM2_FILE).is_file():
+        from poptransformer.checkpoint.chatglm2_tokenizer import load_chatglm2_tokenizer
+
+        return load_chatglm2_tokenizer(folder, _chat_template(folder, given), stop_token_ids)
     else:
         return _load_with_transformers(folder, given, stop_token_ids)
     try:

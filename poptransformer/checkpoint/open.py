@@ -3,29 +3,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from poptransformer.checkpoint.checkpoint import Checkpoint
-from poptransformer.checkpoint.config_values import checked
 from poptransformer.checkpoint.errors import CheckpointNotFoundError, CorruptCheckpointError
-from poptransformer.checkpoint.folder_tokenizer import TOKENIZER_FILES, load_folder_tokenizer
+from poptransformer.checkpoint.folder import fingerprint, open_folder, token_ids
 from poptransformer.checkpoint.gguf_checkpoint import gguf_config, gguf_generation_config, gguf_tensors
 from poptransformer.checkpoint.gguf_file import read_gguf
 from poptransformer.checkpoint.gguf_tokenizer import gguf_tokenizer
-from poptransformer.checkpoint.hf_config import HFConfig, read_json_object
+from poptransformer.checkpoint.hf_config import HFConfig
 from poptransformer.checkpoint.hub import PACKAGE_SCHEME, download, is_hub_name, package_resource
 from poptransformer.checkpoint.random_weights import RandomStateDict
 from poptransformer.checkpoint.state_dict import StateDict
 from poptransformer.checkpoint.tokenizer import stop_ids
 from poptransformer.checkpoint.weight_files import read_weights
-
-_FINGERPRINTED = (*TOKENIZER_FILES, "config.json", "generation_config.json", "tokenizer_config.json")
-_TOKEN_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def open_checkpoint(name_or_path: str | Path, *, cache_dir: Path | str | None = None) -> Checkpoint:
@@ -52,13 +47,13 @@ def open_checkpoint(name_or_path: str | Path, *, cache_dir: Path | str | None = 
             f"there is no {name!r}; expected a folder in Hugging Face layout, a .gguf file, "
             "package://<package>/<file>, or the name of a hub repository"
         )
-    return _open_folder(download(name, cache_dir), name)
+    return open_folder(download(name, cache_dir), name, read_weights)
 
 
 def _open_path(path: Path, source: str) -> Checkpoint:
     if path.is_dir():
         if (path / "config.json").is_file():
-            return _open_folder(path, source)
+            return open_folder(path, source, read_weights)
         packed = sorted(path.glob("*.gguf"))
         if len(packed) == 1:
             return _open_gguf(packed[0], source)
@@ -69,31 +64,8 @@ def _open_path(path: Path, source: str) -> Checkpoint:
     if path.suffix == ".gguf":
         return _open_gguf(path, source)
     if path.suffix in (".safetensors", ".bin"):
-        return _open_folder(path.parent, source)
+        return open_folder(path.parent, source, read_weights)
     raise CheckpointNotFoundError(f"{path} is not a checkpoint; expected a folder, a .gguf or a .safetensors file")
-
-
-def open_checkpoint_files(folder: Path | str) -> Checkpoint:
-    """Open what lies beside the weights, config and tokenizer: what `save_checkpoint_files` wrote."""
-    return _open_folder(Path(folder), str(folder), with_weights=False)
-
-
-def _open_folder(folder: Path, source: str, with_weights: bool = True) -> Checkpoint:
-    config = HFConfig.from_file(folder / "config.json")
-    tensors, headers, files = read_weights(folder) if with_weights else ({}, [], [])
-    path = folder / "generation_config.json"
-    generation = read_json_object(path) if path.is_file() else _token_ids(config)
-    stops = stop_ids(checked("eos_token_id", generation.get("eos_token_id"), str(path)))
-    has_tokenizer = any((folder / file).is_file() for file in TOKENIZER_FILES)
-    return Checkpoint(
-        config,
-        StateDict(tensors, source),
-        generation_config=generation,
-        fingerprint=_fingerprint([*files, *(folder / file for file in _FINGERPRINTED)], headers),
-        source=source,
-        files=files,
-        load_tokenizer=partial(load_folder_tokenizer, folder, config, stops) if has_tokenizer else None,
-    )
 
 
 def _open_gguf(path: Path, source: str) -> Checkpoint:
@@ -105,7 +77,7 @@ def _open_gguf(path: Path, source: str) -> Checkpoint:
         HFConfig(config, str(path)),
         StateDict(gguf_tensors(gguf, config), source),
         generation_config=generation,
-        fingerprint=_fingerprint([path], [gguf.file.buffer[: gguf.header_bytes]]),
+        fingerprint=fingerprint([path], [gguf.file.buffer[: gguf.header_bytes]]),
         source=source,
         files=[path],
         load_tokenizer=partial(gguf_tokenizer, gguf, stop_ids(generation.get("eos_token_id")))
@@ -147,25 +119,8 @@ def random_checkpoint(
     return Checkpoint(
         hf_config,
         RandomStateDict(seed, float(std), source),
-        generation_config=_token_ids(hf_config) if donor is None else donor.generation_config,
-        fingerprint=_fingerprint([], [content, donor.fingerprint.encode() if donor else b""]),
+        generation_config=token_ids(hf_config) if donor is None else donor.generation_config,
+        fingerprint=fingerprint([], [content, donor.fingerprint.encode() if donor else b""]),
         source=source,
         load_tokenizer=(lambda: donor.tokenizer) if donor is not None and donor.has_tokenizer else None,
     )
-
-
-def _token_ids(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the generation settings older checkpoints keep in their config."""
-    return {key: config[key] for key in _TOKEN_KEYS if config.get(key) is not None}
-
-
-def _fingerprint(files: Iterable[Path], contents: Iterable[bytes]) -> str:
-    """Hash names, sizes and times of files, and the given contents; whole weights are not read."""
-    digest = hashlib.sha256()
-    for path in sorted(set(files)):
-        if path.is_file():
-            status = path.stat()
-            digest.update(f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    for content in contents:
-        digest.update(hashlib.sha256(content).digest())
-    return digest.hexdigest()

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from poptransformer.checkpoint.chat_template import render_chat_template
 from poptransformer.checkpoint.detokenizer import ByteStreamDecoder, StreamDecoder, TokenTraits
 from poptransformer.checkpoint.errors import TokenizerError
 
@@ -192,6 +191,8 @@ class Tokenizer:
             raise TokenizerError(
                 f"{self.settings.source} has no chat template; pass plain prompts, or use an instruction-tuned model"
             )
+        from poptransformer.checkpoint.chat_template import render_chat_template  # plain prompts need none of it
+
         return render_chat_template(
             self.chat_template,
             messages,

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from poptransformer.checkpoint.errors import CheckpointNotFoundError, CorruptCheckpointError
+from poptransformer.checkpoint.files import SAVED_MODEL
 from poptransformer.checkpoint.hf_config import read_json_object
 from poptransformer.checkpoint.safetensors_file import read_safetensors
 from poptransformer.checkpoint.state_dict import LazyTensor
@@ -18,8 +19,6 @@ _CANDIDATES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-# The file by which a folder is a saved model: its graph is fixed, so nothing can be built from it.
-SAVED_MODEL = "poptransformer.json"
 
 
 def read_weights(folder: Path) -> tuple[dict[str, LazyTensor], list[bytes], list[Path]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from poptransformer.generation.beam_search import beam_search
 from poptransformer.generation.params import SamplingParams
 from poptransformer.generation.prompts import check_prompts
 from poptransformer.generation.runtime import Runtime
@@ -40,6 +39,8 @@ def generate_ids(
                 if token is not None:
                     result[row].append(token)
     if beams:
+        from poptransformer.generation.beams import beam_search  # most answers need none
+
         found = beam_search(runtime, [prompts[i] for i in beams], [params[i] for i in beams], stop_token_ids)
         for row, hypothesis in zip(beams, found, strict=True):
             result[row] = hypothesis.ids
@@ -63,6 +64,8 @@ def generate_text(
             for row, piece in zip(plain, step, strict=True):
                 result[row] += piece or ""
     if beams:
+        from poptransformer.generation.beams import beam_search  # most answers need none
+
         found = beam_search(runtime, [prompts[i] for i in beams], [params[i] for i in beams], stop_token_ids)
         for row, hypothesis in zip(beams, found, strict=True):
             stops = frozenset() if params[row].ignore_eos else stop_token_ids

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-import secrets
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -127,8 +127,12 @@ def arrays(params: Sequence[SamplingParams]) -> SamplingArrays:
         top_p=floats(row.top_p for row in params),
         min_p=floats(row.min_p for row in params),
         repetition_penalty=floats(row.repetition_penalty for row in params),
-        seed=np.array([secrets.randbits(63) if row.seed is None else row.seed for row in params], np.int64),
+        seed=np.array([_new_seed() if row.seed is None else row.seed for row in params], np.int64),
     )
+
+
+def _new_seed() -> int:
+    return int.from_bytes(os.urandom(8)) >> 1  # as secrets.randbits(63), without importing hmac and random
 
 
 def sampling_rows(batch: int, **settings: Any) -> list[SamplingParams]:

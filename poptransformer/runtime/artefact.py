@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from poptransformer.checkpoint import SAVED_MODEL, Checkpoint, save_checkpoint_files
-from poptransformer.checkpoint.files import sampled_hash
+from poptransformer.checkpoint.files import is_artefact, sampled_hash
 from poptransformer.errors import PopTransformerError
 from poptransformer.runtime.compiled import CompiledModel, ModelInfo, replica_name
 from poptransformer.runtime.ort_session import WEIGHTS, replaced_weights
@@ -34,11 +34,6 @@ if TYPE_CHECKING:
 
 MANIFEST = SAVED_MODEL
 FORMAT = 1
-
-
-def is_artefact(folder: str | Path) -> bool:
-    """Whether `folder` was written by `save_artefact`."""
-    return (Path(folder).expanduser() / MANIFEST).is_file()
 
 
 def save_artefact(compiled: CompiledModel, checkpoint: Checkpoint, folder: str | Path, replace: bool = False) -> Path:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from poptransformer.runtime.compiled import CompiledModel
 from poptransformer.runtime.ort_session import SessionSettings
 from poptransformer.runtime.runtime import Runtime
-from poptransformer.runtime.staged import StagedRuntime
 
 if TYPE_CHECKING:
     from poptransformer.parallel.mpi import World
@@ -35,4 +34,6 @@ def rank_runtime(compiled: CompiledModel, settings: SessionSettings, stage: int,
     """Returns what runs one rank: a replica, or one stage of it."""
     if compiled.info.num_stages == 1:
         return Runtime(compiled, settings)
+    from poptransformer.runtime.staged import StagedRuntime  # few models have stages
+
     return StagedRuntime(compiled, settings, stage, distribution.micro_batch)

@@ -8,7 +8,7 @@ import dataclasses
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,13 +17,13 @@ import onnxruntime as ort
 
 from poptransformer import native
 from poptransformer.build import check_positive
-from poptransformer.checkpoint import release
 from poptransformer.errors import PopTransformerError
-from poptransformer.parallel.communicator import Groups
 
 if TYPE_CHECKING:
-    # Imported where a graph is at hand; opening a saved model needs none of it.
+    # Imported where a graph is at hand, or where there are several ranks; opening a saved model needs none of it.
     import onnx_ir as ir
+
+    from poptransformer.parallel.communicator import Groups
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +92,7 @@ def _materialised(tensor: ir.TensorProtocol) -> np.ndarray:
 
     So a model whose precision is not the checkpoint's takes its own size in memory and one weight, not both sizes.
     """
+    from poptransformer.checkpoint import release
     from poptransformer.graph import WeightTensor
 
     array = tensor.numpy()
@@ -180,13 +181,25 @@ def make_session(
         return _session(serialize(model, shared), options, settings, weights)
 
 
-def open_session(path: Path, settings: SessionSettings, weights_folder: Path | None = None) -> ort.InferenceSession:
-    """Opens a saved model; onnxruntime maps the weights beside it, or those in `weights_folder`."""
+def open_session(
+    path: Path,
+    settings: SessionSettings,
+    weights_folder: Path | None = None,
+    on_read: Callable[[], None] | None = None,
+) -> ort.InferenceSession:
+    """Opens a saved model.
+
+    Args:
+        path: its graph.
+        settings: threads and the like.
+        weights_folder: where its weights lie, which onnxruntime maps; beside the graph by default.
+        on_read: called when the graph has been read, and most of the work is still to be done.
+    """
     options, _ = session_options(settings)
     if weights_folder is None:
-        return _create(str(path), options, settings)
+        return _create(str(path), options, settings, on_read)
     options.add_session_config_entry(_WEIGHTS_FOLDER, str(weights_folder))
-    return _create(path.read_bytes(), options, settings)
+    return _create(path.read_bytes(), options, settings, on_read)
 
 
 def _session(
@@ -197,9 +210,20 @@ def _session(
     return session
 
 
-def _create(model: str | bytes, options: ort.SessionOptions, settings: SessionSettings) -> ort.InferenceSession:
+def _create(
+    model: str | bytes,
+    options: ort.SessionOptions,
+    settings: SessionSettings,
+    on_read: Callable[[], None] | None = None,
+) -> ort.InferenceSession:
+    def disabled_optimizers() -> Iterator[str]:
+        # None. But onnxruntime asks for them right after it has read the graph, and gives no other sign of that.
+        if on_read is not None:
+            on_read()
+        yield from ()
+
     with settings.groups.in_use() if settings.groups is not None else contextlib.nullcontext():
-        return ort.InferenceSession(model, options, providers=PROVIDERS)
+        return ort.InferenceSession(model, options, providers=PROVIDERS, disabled_optimizers=disabled_optimizers())
 
 
 def _only_read_by_row(value: ir.Value) -> bool:

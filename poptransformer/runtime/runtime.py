@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime as ort
 
-from poptransformer.generation import Rows, SamplingParams, arrays, check_prompts, right_padded, row_limits
-from poptransformer.generation.params import SamplingArrays
 from poptransformer.runtime.compiled import CompiledModel
 from poptransformer.runtime.compiled_facts import CompiledFacts
 from poptransformer.runtime.ort_session import SessionSettings, WeightStore, make_session, open_session
@@ -25,7 +23,7 @@ from poptransformer.runtime.token_runner import TokenRunner
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-SAMPLING_INPUTS = tuple(field.name for field in dataclasses.fields(SamplingArrays))
+    from poptransformer.generation import Rows, SamplingArrays, SamplingParams
 
 
 class Runtime(CompiledFacts):
@@ -37,6 +35,7 @@ class Runtime(CompiledFacts):
         self._weights = WeightStore()
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._lock = threading.Lock()  # held while one is made: another thread may want the same
+        self._graph_read = threading.Event()
 
     @functools.cached_property
     def step_session(self) -> ort.InferenceSession:
@@ -91,7 +90,7 @@ class Runtime(CompiledFacts):
     def _new_session(self, file: str, build: Callable[[], ir.Model], settings: SessionSettings) -> ort.InferenceSession:
         if self.compiled.folder is not None and self._is_chained:
             weights = self.compiled.weights_folder if self.compiled.info.num_replicas > 1 else None
-            return open_session(self.compiled.folder / file, settings, weights)
+            return open_session(self.compiled.folder / file, settings, weights, self._graph_read.set)
         with self.compiled.lock:
             return make_session(build(), settings, self._weights)
 
@@ -103,7 +102,7 @@ class Runtime(CompiledFacts):
         """
         _ = self.step_session if beams else self.decoder_session
 
-    def make_ready_meanwhile(self, beams: bool) -> None:
+    def make_ready_meanwhile(self, beams: bool) -> threading.Event:
         """Begins `make_ready` in a thread of its own and returns at once.
 
         onnxruntime opens a saved model without holding Python's lock, so that the tokenizer can load at the same time.
@@ -111,13 +110,19 @@ class Runtime(CompiledFacts):
 
         Args:
             beams: as for `make_ready`.
+
+        Returns:
+            What is set once the graph has been read. The thread needs Python's lock until then, and no more until the
+            session is ready: whoever is going to hold the lock for long, as a tokenizer does that loads, waits for it.
         """
 
         def open_it() -> None:
             with contextlib.suppress(Exception):  # whoever needs the session tries again, and gets the error
                 self.make_ready(beams)
+            self._graph_read.set()
 
         threading.Thread(target=open_it, name="poptransformer-session").start()
+        return self._graph_read
 
     def end_profiling(self) -> list[str]:
         """Ends the profile of every session that has run; returns the files that onnxruntime wrote.
@@ -145,11 +150,12 @@ class Runtime(CompiledFacts):
             params: settings of each row; no beams and no stop strings. `ignore_eos` must be the same for all.
             stop_token_ids: ids that end a row.
         """
+        # Imported here: while a stream imports it, its session opens already.
+        from poptransformer.generation import arrays, check_prompts, right_padded, row_limits
+
         check_prompts(self, rows, params)
         ids, lengths, _ = right_padded(rows)
-        settings = arrays(params)
-        feeds = {name: getattr(settings, name) for name in SAMPLING_INPUTS}
-        feeds |= {
+        feeds = vars(arrays(params)) | {
             "input_ids": ids,
             "lengths": lengths,
             "max_new_tokens": np.array(row_limits(self, rows, params), np.int64),
@@ -162,7 +168,7 @@ class Runtime(CompiledFacts):
         self,
         logits: Any,
         history: np.ndarray,
-        settings: Any,
+        settings: SamplingArrays,
         step: np.ndarray,
         *,
         want_probabilities: bool = False,
@@ -172,14 +178,14 @@ class Runtime(CompiledFacts):
         Args:
             logits: fp32 `[B, V]` or `[B, 1, V]`, an OrtValue or an array.
             history: int64 `[B, T]`, tokens of each row so far, filled up with any of them.
-            settings: arrays `[B]` named like `SAMPLING_INPUTS`.
+            settings: how each row is sampled.
             step: int64 `[B]`, tokens that each row has generated.
             want_probabilities: return the distributions too.
 
         Returns:
             Tokens int64 `[B]`; with `want_probabilities` also fp32 `[B, V]`.
         """
-        feeds = {name: getattr(settings, name) for name in SAMPLING_INPUTS} | {"history": history, "step": step}
+        feeds = vars(settings) | {"history": history, "step": step}
         # For inputs as small as these, one `run` costs half of what binding them one by one does.
         values = logits if isinstance(logits, np.ndarray) else logits.numpy()
         feeds["logits"] = values.astype(np.float32, copy=False).reshape(len(step), 1, -1)

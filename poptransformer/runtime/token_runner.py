@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnxruntime as ort
 
-from poptransformer.generation import Rows
 from poptransformer.runtime.run_errors import raise_in_words
 from poptransformer.runtime.step_runner import allocate
 from poptransformer.state import COUNTERS, StateSpec
+
+if TYPE_CHECKING:
+    from poptransformer.generation import Rows
 
 
 class TokenRunner:

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-# What builds, rewrites and quantizes graphs, what reads checkpoints in other formats, and what runs several ranks.
+# What builds, rewrites and quantizes graphs, reads checkpoints in other formats, runs several ranks, searches by beams.
 NEEDLESS = {
     *("onnx", "onnx_ir", "onnxscript", "sympy", "ml_dtypes", "torch", "transformers", "gguf", "safetensors"),
     *("poptransformer.graph", "poptransformer.ops", "poptransformer.layers", "poptransformer.passes"),
     *("poptransformer.quantization", "poptransformer.planning"),
-    *("poptransformer.parallel.mpi", "poptransformer.runtime.threaded"),
+    *("poptransformer.parallel.mpi", "poptransformer.runtime.threaded", "poptransformer.runtime.staged"),
+    "poptransformer.generation.beams",
 }
 CODE = """
 import runpy, sys

@@ -197,6 +197,31 @@ def test_saved_tokenizers_read_the_same(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("tokens", "merges", "stays"),
+    [
+        ("abc", [("a", "b"), ("ab", "c")], False),
+        ("abc ", [("a", " "), ("a ", "b")], True),  # "a   b" has more than one way to be cut
+        ("#version ", [("#", "v"), ("#v", "e")], False),
+        (["#version:", "x"], [("#version:", "x")], True),  # the library takes that for a comment
+        ("abc", [], False),
+    ],
+)
+def test_merges_are_saved_as_texts_where_that_says_the_same(
+    tokens: Any, merges: list[tuple[str, str]], stays: bool, tmp_path: Path
+) -> None:
+    from tokenizers import Tokenizer as Inner
+    from tokenizers import models
+
+    vocabulary = {token: i for i, token in enumerate(dict.fromkeys([*tokens, *("".join(pair) for pair in merges)]))}
+    inner = Inner(models.BPE(vocab=vocabulary, merges=merges))
+    inner.save(str(tmp_path / "tokenizer.json"))
+    load(tmp_path).save(tmp_path)
+    found = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))["model"]["merges"]
+    assert found == [list(pair) if stays else " ".join(pair) for pair in merges]
+    assert Inner.from_file(str(tmp_path / "tokenizer.json")).to_str() == inner.to_str()
+
+
+@pytest.mark.parametrize(
     ("file", "content", "message"),
     [
         ("tokenizer.json", "{}", "not a valid tokenizer"),
