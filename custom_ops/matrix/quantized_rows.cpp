@@ -22,8 +22,13 @@ struct Blocks {
   int8_t* codes;
   float* scales;
   int32_t* sums;
+  float* totals;
 
-  Blocks from(int64_t block) const { return {codes + block * kBlock, scales + block, sums + block}; }
+  Blocks from(int64_t block) const { return {codes + block * kBlock, scales + block, sums + block, totals + block}; }
+  void set_sum(int64_t block, int32_t sum) const {
+    sums[block] = sum;
+    totals[block] = static_cast<float>(sum) * scales[block];
+  }
 };
 
 /// The factor from a value to its code, for blocks whose largest value has these bits; sets the block's scale. Bits of
@@ -52,7 +57,7 @@ void quantize_portable(const float* x, int64_t blocks, const Blocks& out) {
       out.codes[b * kBlock + i] = code;
       sum += code;
     }
-    out.sums[b] = sum;
+    out.set_sum(b, sum);
   }
 }
 
@@ -92,7 +97,7 @@ POPTRANSFORMER_AVX2 void quantize_avx2(const float* x, int64_t blocks, const Blo
     POPTRANSFORMER_UNROLL
     for (int i = 0; i < 4; ++i) codes[i] = codes_of(values[i], factor);
     const __m256i sums = _mm256_add_epi32(_mm256_add_epi32(codes[0], codes[1]), _mm256_add_epi32(codes[2], codes[3]));
-    out.sums[b] = _mm_cvtsi128_si32(sum_of(sums));
+    out.set_sum(b, _mm_cvtsi128_si32(sum_of(sums)));
     // Packing goes by halves of a vector, and leaves runs of four codes out of order.
     const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(codes[0], codes[1]),
                                               _mm256_packs_epi32(codes[2], codes[3]));
@@ -107,16 +112,18 @@ POPTRANSFORMER_AVX2 void quantize_avx2(const float* x, int64_t blocks, const Blo
 
 size_t quantized_rows_bytes(int64_t rows, int64_t padded) {
   const size_t codes = static_cast<size_t>(rows * padded), blocks = codes / kBlock;
-  return aligned(codes) + aligned(blocks * sizeof(float)) + aligned(blocks * sizeof(int32_t));
+  return aligned(codes) + 3 * aligned(blocks * sizeof(float));
 }
 
 QuantizedRows quantized_rows_at(void* memory, int64_t rows, int64_t padded) {
-  const size_t codes = static_cast<size_t>(rows * padded), blocks = codes / kBlock;
+  const size_t codes = static_cast<size_t>(rows * padded), each = aligned(codes / kBlock * sizeof(float));
   char* place = static_cast<char*>(memory);
   QuantizedRows out;
   out.codes = reinterpret_cast<int8_t*>(place);
-  out.scales = reinterpret_cast<float*>(place + aligned(codes));
-  out.sums = reinterpret_cast<int32_t*>(place + aligned(codes) + aligned(blocks * sizeof(float)));
+  place += aligned(codes);
+  out.scales = reinterpret_cast<float*>(place);
+  out.sums = reinterpret_cast<int32_t*>(place + each);
+  out.totals = reinterpret_cast<float*>(place + 2 * each);
   out.padded = padded;
   return out;
 }
@@ -126,7 +133,8 @@ void quantize_rows(const float* x, int64_t ld, int64_t depth, Range range, const
   const int64_t blocks = out.padded / kBlock, whole = depth / kBlock, rest = depth % kBlock;
   for (int64_t row = range.begin; row < range.end; ++row) {
     const float* const source = x + row * ld;
-    const Blocks target{out.codes + row * out.padded, out.scales + row * blocks, out.sums + row * blocks};
+    const int64_t first = row * blocks;
+    const Blocks target{out.codes + row * out.padded, out.scales + first, out.sums + first, out.totals + first};
     quantize(source, whole, target);
     int64_t done = whole;
     if (rest > 0) {
@@ -137,6 +145,7 @@ void quantize_rows(const float* x, int64_t ld, int64_t depth, Range range, const
     std::fill_n(target.codes + done * kBlock, (blocks - done) * kBlock, int8_t{0});
     std::fill_n(target.scales + done, blocks - done, 0.0f);
     std::fill_n(target.sums + done, blocks - done, 0);
+    std::fill_n(target.totals + done, blocks - done, 0.0f);
   }
 }
 
