@@ -106,6 +106,78 @@ POPTRANSFORMER_AVX2 void quantize_avx2(const float* x, int64_t blocks, const Blo
   }
 }
 
+/// Blocks that `quantize_avx512` takes at a time: one vector for a number of each.
+constexpr int64_t kGroup = 16;
+
+struct Greater {
+  POPTRANSFORMER_AVX512 static __m512i of(__m512i a, __m512i b) { return _mm512_max_epi32(a, b); }
+};
+struct Sum {
+  POPTRANSFORMER_AVX512 static __m512i of(__m512i a, __m512i b) { return _mm512_add_epi32(a, b); }
+};
+
+/// Value i of the result is what `Of` makes of the 16 values of vectors[i], which are overwritten. Halves of two vectors
+/// become one vector, four times.
+template <class Of>
+POPTRANSFORMER_AVX512 inline __m512i reduce16(__m512i* v) {
+  POPTRANSFORMER_UNROLL
+  for (int i = 0; i < 8; ++i) {
+    v[i] = Of::of(_mm512_unpacklo_epi32(v[2 * i], v[2 * i + 1]), _mm512_unpackhi_epi32(v[2 * i], v[2 * i + 1]));
+  }
+  POPTRANSFORMER_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    v[i] = Of::of(_mm512_unpacklo_epi64(v[2 * i], v[2 * i + 1]), _mm512_unpackhi_epi64(v[2 * i], v[2 * i + 1]));
+  }
+  POPTRANSFORMER_UNROLL
+  for (int i = 0; i < 2; ++i) {
+    v[i] = Of::of(_mm512_shuffle_i32x4(v[2 * i], v[2 * i + 1], 0x88),
+                  _mm512_shuffle_i32x4(v[2 * i], v[2 * i + 1], 0xdd));
+  }
+  return Of::of(_mm512_shuffle_i32x4(v[0], v[1], 0x88), _mm512_shuffle_i32x4(v[0], v[1], 0xdd));
+}
+
+/// A group of blocks.
+POPTRANSFORMER_AVX512 inline void quantize_group(const float* x, const Blocks& out) {
+  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+  __m512i found[kGroup];
+  POPTRANSFORMER_UNROLL
+  for (int i = 0; i < kGroup; ++i) {
+    found[i] = _mm512_max_epi32(_mm512_and_si512(_mm512_loadu_si512(x + i * kBlock), magnitude),
+                                _mm512_and_si512(_mm512_loadu_si512(x + i * kBlock + 16), magnitude));
+  }
+  const __m512i bits = reduce16<Greater>(found);
+  // As `code_factor` has it.
+  const __m512 greatest = _mm512_castsi512_ps(bits), most = _mm512_set1_ps(127.0f);
+  const __mmask16 finite = _mm512_cmplt_epi32_mask(bits, _mm512_set1_epi32(0x7f800000));
+  const __mmask16 counts = _mm512_mask_cmp_ps_mask(finite, greatest, _mm512_set1_ps(kLeast), _CMP_GE_OQ);
+  const __m512 otherwise = _mm512_mask_mov_ps(_mm512_set1_ps(std::numeric_limits<float>::quiet_NaN()), finite,
+                                              _mm512_setzero_ps());
+  const __m512 scales = _mm512_mask_div_ps(otherwise, counts, greatest, most);
+  float factors[kGroup];
+  _mm512_storeu_ps(factors, _mm512_maskz_div_ps(counts, most, greatest));
+  POPTRANSFORMER_UNROLL
+  for (int i = 0; i < kGroup; ++i) {
+    const __m512 factor = _mm512_set1_ps(factors[i]);
+    const auto all = static_cast<__mmask16>(-(counts >> i & 1));  // Else zero, even of infinity and NaN.
+    const __m512i low = _mm512_cvtps_epi32(_mm512_maskz_mul_ps(all, _mm512_loadu_ps(x + i * kBlock), factor));
+    const __m512i high = _mm512_cvtps_epi32(_mm512_maskz_mul_ps(all, _mm512_loadu_ps(x + i * kBlock + 16), factor));
+    auto* const codes = reinterpret_cast<__m128i*>(out.codes + i * kBlock);
+    _mm_storeu_si128(codes, _mm512_cvtepi32_epi8(low));
+    _mm_storeu_si128(codes + 1, _mm512_cvtepi32_epi8(high));
+    found[i] = _mm512_add_epi32(low, high);
+  }
+  const __m512i sums = reduce16<Sum>(found);
+  _mm512_storeu_ps(out.scales, scales);
+  _mm512_storeu_si512(out.sums, sums);
+  _mm512_storeu_ps(out.totals, _mm512_mul_ps(_mm512_cvtepi32_ps(sums), scales));
+}
+
+POPTRANSFORMER_AVX512 void quantize_avx512(const float* x, int64_t blocks, const Blocks& out) {
+  int64_t b = 0;
+  for (; b + kGroup <= blocks; b += kGroup) quantize_group(x + b * kBlock, out.from(b));
+  quantize_avx2(x + b * kBlock, blocks - b, out.from(b));
+}
+
 #endif  // POPTRANSFORMER_X86
 
 }  // namespace
@@ -129,7 +201,7 @@ QuantizedRows quantized_rows_at(void* memory, int64_t rows, int64_t padded) {
 }
 
 void quantize_rows(const float* x, int64_t ld, int64_t depth, Range range, const QuantizedRows& out) {
-  const auto quantize = POPTRANSFORMER_PICK(quantize);
+  const auto quantize = POPTRANSFORMER_PICK3(quantize);
   const int64_t blocks = out.padded / kBlock, whole = depth / kBlock, rest = depth % kBlock;
   for (int64_t row = range.begin; row < range.end; ++row) {
     const float* const source = x + row * ld;
