@@ -58,7 +58,7 @@ void copy_past(const Problem<Cache>& p, int64_t row, int64_t head, int64_t begin
   copy(p.past_value, p.present_value, behind, end);
 }
 
-/// How many tokens ahead a step's vectors are asked for: those of one head lie too far apart for the processor to guess.
+/// How many tokens ahead a step's vectors are asked for: a head's lie too far apart for the processor to guess.
 constexpr int64_t kTokensAhead = 4;
 
 inline void prefetch_row(const float* row, int64_t count) {

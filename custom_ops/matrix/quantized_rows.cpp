@@ -116,8 +116,8 @@ struct Sum {
   POPTRANSFORMER_AVX512 static __m512i of(__m512i a, __m512i b) { return _mm512_add_epi32(a, b); }
 };
 
-/// Value i of the result is what `Of` makes of the 16 values of vectors[i], which are overwritten. Halves of two vectors
-/// become one vector, four times.
+/// Value i of the result is what `Of` makes of the 16 values of v[i]; all are overwritten. Halves of two vectors become
+/// one vector, four times.
 template <class Of>
 POPTRANSFORMER_AVX512 inline __m512i reduce16(__m512i* v) {
   POPTRANSFORMER_UNROLL
