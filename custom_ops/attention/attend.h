@@ -16,7 +16,7 @@ namespace attention {
 /// Steps of up to this many tokens share out their slots, longer ones their tokens.
 constexpr int64_t kMaxFewTokens = 4;
 /// Query rows per piece of a longer step.
-constexpr int64_t kQueryRows = 192;
+constexpr int64_t kQueryRows = 96;
 
 /// Brings the cache up to date, for a step of many tokens.
 template <class Cache>

@@ -10,8 +10,8 @@
 namespace poptransformer {
 namespace attention {
 
-constexpr int64_t kBlockSlots = 128;  ///< Slots whose keys and values are held widened at a time.
-constexpr int64_t kTileRows = 8;      ///< Most query rows of a tile.
+constexpr int64_t kBlockSlots = 64;  ///< Slots whose keys and values are held widened at a time.
+constexpr int64_t kTileRows = 8;     ///< Most query rows of a tile.
 
 /// c[r][j] = sum over k of a[r][k] * b[k][j], added to c if `adds`; for 1 <= rows <= kTileRows, columns a multiple of
 /// 16. Each sum runs over k in order, so a row's result does not depend on the other rows.
