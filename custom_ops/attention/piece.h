@@ -39,7 +39,9 @@ void gather_query(const Piece<Cache>& piece, float* query) {
   const Problem<Cache>& p = piece.p;
   const auto rotate = Kernels<Cache>::pick().rotate;
   const float scale = p.scale * kLog2E * kUnit<Cache>;
-  for (int64_t r = 0; r < piece.rows(); ++r, query += p.width()) {
+  const int64_t rows = piece.rows(), ahead = kTokensAhead * p.group();
+  for (int64_t r = 0; r < rows; ++r, query += p.width()) {
+    if (r + ahead < rows) prefetch_row(p.query + piece.offset(r + ahead), p.head_dim);
     rotate({p.query + piece.offset(r), p.head_dim, p.rotary_of(piece.row, piece.token + r / p.group()), scale, query});
     std::fill(query + p.head_dim, query + p.width(), 0.0f);
   }

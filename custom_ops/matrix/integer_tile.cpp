@@ -42,8 +42,8 @@ void tile_portable(const IntegerTile& tile) {
       sums[r] += static_cast<float>(dots[r]) * (to_float(scales[r]) * tile.x_scales[chunk]);
     }
     if (kCodes != Codes::kInt4Offsets) continue;
-    const float sum = static_cast<float>(tile.x_sums[chunk]) * tile.x_scales[chunk];
-    for (int64_t r = 0; r < kTile; ++r) sums[r] += to_float(tile.offsets[0][block * kTile + r]) * sum;
+    const Float16* const offsets = tile.offsets[0] + block * kTile;
+    for (int64_t r = 0; r < kTile; ++r) sums[r] += to_float(offsets[r]) * tile.x_totals[chunk];
   }
   std::copy_n(sums, kTile, tile.y[0]);
 }

@@ -31,6 +31,7 @@ struct IntegerTile {
   const int8_t* x = nullptr;       ///< First row's codes; from one row to the next are `chunks` * 32.
   const float* x_scales = nullptr;
   const int32_t* x_sums = nullptr;
+  const float* x_totals = nullptr;
   const uint8_t* codes[kMaxTiles] = {};
   const Float16* scales[kMaxTiles] = {};
   const Float16* offsets[kMaxTiles] = {};

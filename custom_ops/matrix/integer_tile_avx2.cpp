@@ -153,9 +153,8 @@ POPTRANSFORMER_AVX2 void tile_avx2(const IntegerTile& tile) {
           for (int m = 0; m < kRows; ++m) {
             const __m256 scale = _mm256_set1_ps(tile.x_scales[m * chunks + chunk]);
             if (kOffsets) {
-              const __m256i sum = _mm256_set1_epi32(tile.x_sums[m * chunks + chunk]);
               sums[t][m][h] = _mm256_fmadd_ps(load8(tile.offsets[t] + block * kTile + 8 * h),
-                                              _mm256_mul_ps(scale, _mm256_cvtepi32_ps(sum)), sums[t][m][h]);
+                                              _mm256_set1_ps(tile.x_totals[m * chunks + chunk]), sums[t][m][h]);
             }
             sums[t][m][h] =
                 _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[m][h]), _mm256_mul_ps(scales, scale), sums[t][m][h]);

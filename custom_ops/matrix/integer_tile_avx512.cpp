@@ -87,8 +87,20 @@ POPTRANSFORMER_AVX512 void tile_avx512(const IntegerTile& tile) {
     POPTRANSFORMER_UNROLL
     for (int t = 0; t < kTiles; ++t) sums[m][t] = _mm512_setzero_ps();
   }
-  int64_t chunk = 0;
-  for (int64_t block = 0; block < tile.blocks; ++block) {
+  for (int64_t chunk = 0, block = 0, left = tile.chunks_per_block; chunk < chunks; ++chunk) {
+    __m512i dots[kRows][kTiles];
+    POPTRANSFORMER_UNROLL
+    for (int m = 0; m < kRows; ++m) {
+      const __m512i correction = zero_correction<kCodes>(tile.x_sums[m * chunks + chunk]);
+      POPTRANSFORMER_UNROLL
+      for (int t = 0; t < kTiles; ++t) dots[m][t] = correction;
+    }
+    POPTRANSFORMER_UNROLL
+    for (int t = 0; t < kTiles; ++t) {
+      for (int64_t line = 0; line < kBytes; line += 64) prefetch(codes[t] + kAhead + line);
+    }
+    add_dots<kCodes, kRows, kTiles>(x, codes, dots);
+    // Not loaded before: dots and sums leave no registers for them.
     __m512 scales[kTiles], offsets[kTiles];
     POPTRANSFORMER_UNROLL
     for (int t = 0; t < kTiles; ++t) {
@@ -98,33 +110,23 @@ POPTRANSFORMER_AVX512 void tile_avx512(const IntegerTile& tile) {
       offsets[t] = load_scales(tile.offsets[t] + block * kTile);
       prefetch(tile.offsets[t] + block * kTile + kAhead / 16);
     }
-    for (int64_t end = chunk + tile.chunks_per_block; chunk < end; ++chunk) {
-      __m512i dots[kRows][kTiles];
-      POPTRANSFORMER_UNROLL
-      for (int m = 0; m < kRows; ++m) {
-        const __m512i correction = zero_correction<kCodes>(tile.x_sums[m * chunks + chunk]);
-        POPTRANSFORMER_UNROLL
-        for (int t = 0; t < kTiles; ++t) dots[m][t] = correction;
-      }
+    POPTRANSFORMER_UNROLL
+    for (int m = 0; m < kRows; ++m) {
+      const __m512 scale = _mm512_set1_ps(tile.x_scales[m * chunks + chunk]);
       POPTRANSFORMER_UNROLL
       for (int t = 0; t < kTiles; ++t) {
-        for (int64_t line = 0; line < kBytes; line += 64) prefetch(codes[t] + kAhead + line);
-      }
-      add_dots<kCodes, kRows, kTiles>(x, codes, dots);
-      POPTRANSFORMER_UNROLL
-      for (int m = 0; m < kRows; ++m) {
-        const __m512 scale = _mm512_set1_ps(tile.x_scales[m * chunks + chunk]);
-        const __m512 sum = _mm512_mul_ps(scale, _mm512_cvtepi32_ps(_mm512_set1_epi32(tile.x_sums[m * chunks + chunk])));
-        POPTRANSFORMER_UNROLL
-        for (int t = 0; t < kTiles; ++t) {
-          if (kOffsets) sums[m][t] = _mm512_fmadd_ps(offsets[t], sum, sums[m][t]);
-          sums[m][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[m][t]), _mm512_mul_ps(scales[t], scale), sums[m][t]);
+        if (kOffsets) {
+          sums[m][t] = _mm512_fmadd_ps(offsets[t], _mm512_set1_ps(tile.x_totals[m * chunks + chunk]), sums[m][t]);
         }
-        x[m] += kChunk;
+        sums[m][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[m][t]), _mm512_mul_ps(scales[t], scale), sums[m][t]);
       }
-      POPTRANSFORMER_UNROLL
-      for (int t = 0; t < kTiles; ++t) codes[t] += kBytes;
+      x[m] += kChunk;
     }
+    POPTRANSFORMER_UNROLL
+    for (int t = 0; t < kTiles; ++t) codes[t] += kBytes;
+    if (--left > 0) continue;
+    left = tile.chunks_per_block;
+    ++block;
   }
   POPTRANSFORMER_UNROLL
   for (int m = 0; m < kRows; ++m) {

@@ -76,6 +76,7 @@ class Rectangle {
     call->x = x_.codes + rows.begin * x_.padded;
     call->x_scales = x_.scales + rows.begin * chunks;
     call->x_sums = x_.sums + rows.begin * chunks;
+    call->x_totals = x_.totals + rows.begin * chunks;
     tiles_.find(codes_, static_cast<int>(rows.end - rows.begin), tiles)(*call);
   }
 

@@ -22,8 +22,13 @@ struct Blocks {
   int8_t* codes;
   float* scales;
   int32_t* sums;
+  float* totals;
 
-  Blocks from(int64_t block) const { return {codes + block * kBlock, scales + block, sums + block}; }
+  Blocks from(int64_t block) const { return {codes + block * kBlock, scales + block, sums + block, totals + block}; }
+  void set_sum(int64_t block, int32_t sum) const {
+    sums[block] = sum;
+    totals[block] = static_cast<float>(sum) * scales[block];
+  }
 };
 
 /// The factor from a value to its code, for blocks whose largest value has these bits; sets the block's scale. Bits of
@@ -52,7 +57,7 @@ void quantize_portable(const float* x, int64_t blocks, const Blocks& out) {
       out.codes[b * kBlock + i] = code;
       sum += code;
     }
-    out.sums[b] = sum;
+    out.set_sum(b, sum);
   }
 }
 
@@ -92,7 +97,7 @@ POPTRANSFORMER_AVX2 void quantize_avx2(const float* x, int64_t blocks, const Blo
     POPTRANSFORMER_UNROLL
     for (int i = 0; i < 4; ++i) codes[i] = codes_of(values[i], factor);
     const __m256i sums = _mm256_add_epi32(_mm256_add_epi32(codes[0], codes[1]), _mm256_add_epi32(codes[2], codes[3]));
-    out.sums[b] = _mm_cvtsi128_si32(sum_of(sums));
+    out.set_sum(b, _mm_cvtsi128_si32(sum_of(sums)));
     // Packing goes by halves of a vector, and leaves runs of four codes out of order.
     const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(codes[0], codes[1]),
                                               _mm256_packs_epi32(codes[2], codes[3]));
@@ -101,32 +106,107 @@ POPTRANSFORMER_AVX2 void quantize_avx2(const float* x, int64_t blocks, const Blo
   }
 }
 
+/// Blocks that `quantize_avx512` takes at a time: one vector for a number of each.
+constexpr int64_t kGroup = 16;
+
+struct Greater {
+  POPTRANSFORMER_AVX512 static __m512i of(__m512i a, __m512i b) { return _mm512_max_epi32(a, b); }
+};
+struct Sum {
+  POPTRANSFORMER_AVX512 static __m512i of(__m512i a, __m512i b) { return _mm512_add_epi32(a, b); }
+};
+
+/// Value i of the result is what `Of` makes of the 16 values of v[i]; all are overwritten. Halves of two vectors become
+/// one vector, four times.
+template <class Of>
+POPTRANSFORMER_AVX512 inline __m512i reduce16(__m512i* v) {
+  POPTRANSFORMER_UNROLL
+  for (int i = 0; i < 8; ++i) {
+    v[i] = Of::of(_mm512_unpacklo_epi32(v[2 * i], v[2 * i + 1]), _mm512_unpackhi_epi32(v[2 * i], v[2 * i + 1]));
+  }
+  POPTRANSFORMER_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    v[i] = Of::of(_mm512_unpacklo_epi64(v[2 * i], v[2 * i + 1]), _mm512_unpackhi_epi64(v[2 * i], v[2 * i + 1]));
+  }
+  POPTRANSFORMER_UNROLL
+  for (int i = 0; i < 2; ++i) {
+    v[i] = Of::of(_mm512_shuffle_i32x4(v[2 * i], v[2 * i + 1], 0x88),
+                  _mm512_shuffle_i32x4(v[2 * i], v[2 * i + 1], 0xdd));
+  }
+  return Of::of(_mm512_shuffle_i32x4(v[0], v[1], 0x88), _mm512_shuffle_i32x4(v[0], v[1], 0xdd));
+}
+
+/// A group of blocks.
+POPTRANSFORMER_AVX512 inline void quantize_group(const float* x, const Blocks& out) {
+  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+  __m512i found[kGroup];
+  POPTRANSFORMER_UNROLL
+  for (int i = 0; i < kGroup; ++i) {
+    found[i] = _mm512_max_epi32(_mm512_and_si512(_mm512_loadu_si512(x + i * kBlock), magnitude),
+                                _mm512_and_si512(_mm512_loadu_si512(x + i * kBlock + 16), magnitude));
+  }
+  const __m512i bits = reduce16<Greater>(found);
+  // As `code_factor` has it.
+  const __m512 greatest = _mm512_castsi512_ps(bits), most = _mm512_set1_ps(127.0f);
+  const __mmask16 finite = _mm512_cmplt_epi32_mask(bits, _mm512_set1_epi32(0x7f800000));
+  const __mmask16 counts = _mm512_mask_cmp_ps_mask(finite, greatest, _mm512_set1_ps(kLeast), _CMP_GE_OQ);
+  const __m512 otherwise = _mm512_mask_mov_ps(_mm512_set1_ps(std::numeric_limits<float>::quiet_NaN()), finite,
+                                              _mm512_setzero_ps());
+  const __m512 scales = _mm512_mask_div_ps(otherwise, counts, greatest, most);
+  float factors[kGroup];
+  _mm512_storeu_ps(factors, _mm512_maskz_div_ps(counts, most, greatest));
+  POPTRANSFORMER_UNROLL
+  for (int i = 0; i < kGroup; ++i) {
+    const __m512 factor = _mm512_set1_ps(factors[i]);
+    const auto all = static_cast<__mmask16>(-(counts >> i & 1));  // Else zero, even of infinity and NaN.
+    const __m512i low = _mm512_cvtps_epi32(_mm512_maskz_mul_ps(all, _mm512_loadu_ps(x + i * kBlock), factor));
+    const __m512i high = _mm512_cvtps_epi32(_mm512_maskz_mul_ps(all, _mm512_loadu_ps(x + i * kBlock + 16), factor));
+    auto* const codes = reinterpret_cast<__m128i*>(out.codes + i * kBlock);
+    _mm_storeu_si128(codes, _mm512_cvtepi32_epi8(low));
+    _mm_storeu_si128(codes + 1, _mm512_cvtepi32_epi8(high));
+    found[i] = _mm512_add_epi32(low, high);
+  }
+  const __m512i sums = reduce16<Sum>(found);
+  _mm512_storeu_ps(out.scales, scales);
+  _mm512_storeu_si512(out.sums, sums);
+  _mm512_storeu_ps(out.totals, _mm512_mul_ps(_mm512_cvtepi32_ps(sums), scales));
+}
+
+POPTRANSFORMER_AVX512 void quantize_avx512(const float* x, int64_t blocks, const Blocks& out) {
+  int64_t b = 0;
+  for (; b + kGroup <= blocks; b += kGroup) quantize_group(x + b * kBlock, out.from(b));
+  quantize_avx2(x + b * kBlock, blocks - b, out.from(b));
+}
+
 #endif  // POPTRANSFORMER_X86
 
 }  // namespace
 
 size_t quantized_rows_bytes(int64_t rows, int64_t padded) {
   const size_t codes = static_cast<size_t>(rows * padded), blocks = codes / kBlock;
-  return aligned(codes) + aligned(blocks * sizeof(float)) + aligned(blocks * sizeof(int32_t));
+  return aligned(codes) + 3 * aligned(blocks * sizeof(float));
 }
 
 QuantizedRows quantized_rows_at(void* memory, int64_t rows, int64_t padded) {
-  const size_t codes = static_cast<size_t>(rows * padded), blocks = codes / kBlock;
+  const size_t codes = static_cast<size_t>(rows * padded), each = aligned(codes / kBlock * sizeof(float));
   char* place = static_cast<char*>(memory);
   QuantizedRows out;
   out.codes = reinterpret_cast<int8_t*>(place);
-  out.scales = reinterpret_cast<float*>(place + aligned(codes));
-  out.sums = reinterpret_cast<int32_t*>(place + aligned(codes) + aligned(blocks * sizeof(float)));
+  place += aligned(codes);
+  out.scales = reinterpret_cast<float*>(place);
+  out.sums = reinterpret_cast<int32_t*>(place + each);
+  out.totals = reinterpret_cast<float*>(place + 2 * each);
   out.padded = padded;
   return out;
 }
 
 void quantize_rows(const float* x, int64_t ld, int64_t depth, Range range, const QuantizedRows& out) {
-  const auto quantize = POPTRANSFORMER_PICK(quantize);
+  const auto quantize = POPTRANSFORMER_PICK3(quantize);
   const int64_t blocks = out.padded / kBlock, whole = depth / kBlock, rest = depth % kBlock;
   for (int64_t row = range.begin; row < range.end; ++row) {
     const float* const source = x + row * ld;
-    const Blocks target{out.codes + row * out.padded, out.scales + row * blocks, out.sums + row * blocks};
+    const int64_t first = row * blocks;
+    const Blocks target{out.codes + row * out.padded, out.scales + first, out.sums + first, out.totals + first};
     quantize(source, whole, target);
     int64_t done = whole;
     if (rest > 0) {
@@ -137,6 +217,7 @@ void quantize_rows(const float* x, int64_t ld, int64_t depth, Range range, const
     std::fill_n(target.codes + done * kBlock, (blocks - done) * kBlock, int8_t{0});
     std::fill_n(target.scales + done, blocks - done, 0.0f);
     std::fill_n(target.sums + done, blocks - done, 0);
+    std::fill_n(target.totals + done, blocks - done, 0.0f);
   }
 }
 

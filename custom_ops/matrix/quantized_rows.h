@@ -19,6 +19,7 @@ struct QuantizedRows {
   int8_t* codes = nullptr;   ///< [rows, padded]; zero from the depth on.
   float* scales = nullptr;   ///< [rows, padded / 32].
   int32_t* sums = nullptr;   ///< [rows, padded / 32]: sum of the 32 codes.
+  float* totals = nullptr;   ///< [rows, padded / 32]: that times the scale.
   int64_t padded = 0;        ///< Depth rounded up to what the matrix wants; a multiple of 32.
 };
 

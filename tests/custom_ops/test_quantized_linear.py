@@ -78,3 +78,31 @@ def test_matches_the_emulation(kernels, shape, kind):
         x = draw(M, K)
         assert_emulated(multiply(kernels, x, weight), x, weight)
         assert_emulated(multiply(kernels, x, weight, bias), x, weight, bias)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind[0] + ("_offsets" if kind[1] else ""))
+def test_a_row_does_not_depend_on_the_others(kernels, kind):
+    """To the last bit, whatever the number of rows that a step of the kernel takes."""
+    format, offsets = kind
+    for block in (32, 128):
+        weight = draw_weight(format, 130, 300, block, offsets)
+        x = draw(23, 300)
+        alone = np.concatenate([multiply(kernels, x[i : i + 1], weight) for i in range(len(x))])
+        for rows in (2, 5, 6, 7, 23):
+            np.testing.assert_array_equal(multiply(kernels, x[:rows], weight), alone[:rows])
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind[0] + ("_offsets" if kind[1] else ""))
+def test_rows_that_are_not_finite_and_blocks_that_count_as_zero(kernels, kind):
+    """In long rows, whose blocks may be rounded many at a time, at their beginning, inside and at their end."""
+    format, offsets = kind
+    K = 34 * 32 + 7
+    weight = draw_weight(format, 20, K, 32, offsets)
+    x = draw(9, K)
+    for row, (column, value) in enumerate([(0, np.nan), (517, np.inf), (K - 1, -np.inf), (1050, np.nan)]):
+        x[row, column] = value
+    x[5, 64:96], x[6, 512:], x[7] = 1e-33, -1e-35, 0
+    y = multiply(kernels, x, weight)
+    assert np.isnan(y[:4]).all()
+    assert_emulated(y[4:], x[4:], weight)
+    assert (y[7] == 0).all()
