@@ -41,7 +41,7 @@ void gather_query(const Piece<Cache>& piece, float* query) {
   const float scale = p.scale * kLog2E * kUnit<Cache>;
   const int64_t rows = piece.rows(), ahead = kTokensAhead * p.group();
   for (int64_t r = 0; r < rows; ++r, query += p.width()) {
-    if (r + ahead < rows) prefetch_row(p.query + piece.offset(r + ahead), p.head_dim);
+    if (r + ahead < rows) prefetch(p.query + piece.offset(r + ahead), static_cast<size_t>(p.head_dim) * sizeof(float));
     rotate({p.query + piece.offset(r), p.head_dim, p.rotary_of(piece.row, piece.token + r / p.group()), scale, query});
     std::fill(query + p.head_dim, query + p.width(), 0.0f);
   }

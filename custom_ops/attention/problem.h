@@ -61,22 +61,19 @@ void copy_past(const Problem<Cache>& p, int64_t row, int64_t head, int64_t begin
 /// How many tokens ahead a step's vectors are asked for: a head's lie too far apart for the processor to guess.
 constexpr int64_t kTokensAhead = 4;
 
-inline void prefetch_row(const float* row, int64_t count) {
-  for (int64_t i = 0; i < count; i += 64 / sizeof(float)) prefetch(row + i);
-}
-
 /// Puts tokens [first, last) of a step into their slots, for one kv head. `rotated` has room for one head.
 template <class Cache>
 void write_tokens(const Problem<Cache>& p, int64_t row, int64_t head, int64_t first, int64_t last, float* rotated) {
   const auto& kernels = Kernels<Cache>::pick();
+  const size_t row_bytes = static_cast<size_t>(p.head_dim) * sizeof(float);
   for (int64_t token = first; token < last; ++token) {
     const int64_t source = ((row * p.tokens + token) * p.kv_heads + head) * p.head_dim;
     const int64_t target = p.cache_offset(row, head) + (p.past_lengths[row] + token) * p.head_dim;
     const float* key = p.key + source;
     const int64_t ahead = kTokensAhead * p.kv_heads * p.head_dim;
     if (token + kTokensAhead < last) {
-      prefetch_row(key + ahead, p.head_dim);
-      prefetch_row(p.value + source + ahead, p.head_dim);
+      prefetch(key + ahead, row_bytes);
+      prefetch(p.value + source + ahead, row_bytes);
     }
     if (p.rotary.dim > 0) {
       kernels.rotate({key, p.head_dim, p.rotary_of(row, token), 1.0f, rotated});

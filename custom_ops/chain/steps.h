@@ -29,7 +29,7 @@ struct Step {
 
   /// Weights have streamed through the caches since the next step was last run: has it come from memory meanwhile.
   void prefetch_next() const {
-    prefetch_object(next, sizeof *next);
+    prefetch(next, sizeof *next);
     next_kernel->prefetch_itself();
   }
 };

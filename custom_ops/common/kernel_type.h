@@ -44,7 +44,7 @@ struct KernelType {
      public:
       explicit Held(const Attributes& attributes) : kernel_(attributes) {}
       void compute(Call& call) const override { kernel_.compute(call); }
-      void prefetch_itself() const override { prefetch_object(this, sizeof *this); }
+      void prefetch_itself() const override { prefetch(this, sizeof *this); }
       Upcoming upcoming() const override { return upcoming_of(kernel_, 0); }
 
      private:

@@ -13,6 +13,7 @@
 // Lambdas and templates of other headers do not inherit the attribute: keep AVX2 code in plain functions.
 #pragma once
 
+#include <cstddef>
 #include <cstdlib>
 #include <cstring>
 
@@ -100,6 +101,12 @@ inline Simd simd() {
 /// Asks for the cache line at an address, which need not be valid. It comes to the second-level cache, which can wait
 /// for more lines at a time than the first.
 inline void prefetch(const void* address) { __builtin_prefetch(address, 0, 2); }
+
+/// The same for all lines of `bytes` from there on.
+inline void prefetch(const void* address, size_t bytes) {
+  constexpr size_t kLine = 64;
+  for (size_t i = 0; i < bytes; i += kLine) prefetch(static_cast<const char*>(address) + i);
+}
 
 /// `name_avx2` where it can run, else `name_portable`; PICK3 looks for `name_avx512` first.
 #if POPTRANSFORMER_X86

@@ -117,7 +117,7 @@ class ThreadCrew {
   /// The parts that go with one claim: one, where there are no more than kMaxClaims.
   void do_claim(int claim, int thread, AskAhead* ahead) {
     const Range mine = share(parts_, claim, claims_);
-    if (upcoming_ != nullptr) prefetch_object(upcoming_, sizeof *upcoming_);
+    if (upcoming_ != nullptr) prefetch(upcoming_, sizeof *upcoming_);
     try {
       for (int64_t part = mine.begin; part < mine.end; ++part) job_(context_, static_cast<int>(part), parts_);
     } catch (...) {

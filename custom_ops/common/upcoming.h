@@ -5,7 +5,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cstddef>
 #include <cstdint>
 
 #include "simd.h"
@@ -48,12 +47,6 @@ struct Upcoming {
     return sum;
   }
 };
-
-/// Asks for an object in memory.
-inline void prefetch_object(const void* object, size_t bytes) {
-  constexpr size_t kLine = 64;
-  for (size_t i = 0; i < bytes; i += kLine) prefetch(static_cast<const char*>(object) + i);
-}
 
 /// Asks for one part's share of the upcoming weights, a few lines at a time and in about the order of its reading.
 class AskAhead {

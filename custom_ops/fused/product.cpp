@@ -20,10 +20,6 @@ constexpr int64_t kMinBlockColumns = 8 * kTile;
 /// How many rows ahead a residual is asked for: its rows lie too far apart for the processor to guess.
 constexpr int64_t kRowsAhead = 8;
 
-inline void prefetch_row(const float* row, int64_t columns) {
-  for (int64_t column = 0; column < columns; column += 64 / sizeof(float)) prefetch(row + column);
-}
-
 /// The products of one part of the job.
 class Part {
  public:
@@ -84,8 +80,10 @@ class Part {
     const float* gate_bias = p_.gated ? p_.operands->projections[1].bias : nullptr;
     if (gate_bias) gate_bias += block.columns.begin;
     const float* residual = p_.residual && index == 0 ? p_.residual + offset : nullptr;
-    for (int64_t row = 0; row < block.rows.end - block.rows.begin; ++row) {
-      if (residual) prefetch_row(residual + (row + kRowsAhead) * ldy, columns);
+    const int64_t rows = block.rows.end - block.rows.begin;
+    const size_t row_bytes = static_cast<size_t>(columns) * sizeof(float);
+    for (int64_t row = 0; row < rows; ++row) {
+      if (residual && row + kRowsAhead < rows) prefetch(residual + (row + kRowsAhead) * ldy, row_bytes);
       float *const values = y + row * ldy, *const gate = gate_ + row * columns;
       if (bias) ops_.add(values, bias, columns);
       if (p_.activation && index == 0) p_.activation(values, columns);
