@@ -81,6 +81,7 @@ class FusedLinear {
     for (size_t i = 0; i < operands_.count; ++i) {
       all.weights[all.count++] = upcoming_weight(operands_.projections[i].matrix);
     }
+    all.is_gated = gated_ != 0;
     all.common = reinterpret_cast<const char*>(operands_.norm.weight);
     if (operands_.norm.weight) all.common_bytes = constants_[kNormWeight].shape.size() * static_cast<int64_t>(sizeof(float));
     return all;

@@ -31,21 +31,17 @@ struct Upcoming {
     int64_t tile_bytes;
   };
 
+  /// Without tiles, or with bytes in the first region.
   struct Weight {
     Region regions[kMaxRegions];
     int64_t regions_count, tiles;
   };
 
-  Weight weights[kMaxWeights];
-  int64_t count = 0;  ///< Of weights. Their tiles, all together, are shared out among the parts of the job.
+  Weight weights[kMaxWeights] = {};
+  int64_t count = 0;              ///< Of weights.
+  bool is_gated = false;          ///< Each part takes its share of every weight; otherwise of all tiles together.
   const char* common = nullptr;  ///< What every part reads first, as the weights of a norm; may be null.
   int64_t common_bytes = 0;
-
-  int64_t tiles() const {
-    int64_t sum = 0;
-    for (int64_t i = 0; i < count; ++i) sum += weights[i].tiles;
-    return sum;
-  }
 };
 
 /// Asks for one part's share of the upcoming weights, a few lines at a time and in about the order of its reading.
@@ -55,7 +51,8 @@ class AskAhead {
 
   /// Asks for at most `bytes`.
   AskAhead(const Upcoming& upcoming, int part, int parts, int64_t bytes)
-      : upcoming_(upcoming), mine_(share(upcoming.tiles(), part, parts)), lines_left_(bytes / kLine) {
+      : upcoming_(upcoming), part_(part), parts_(parts), lines_left_(bytes / kLine) {
+    for (int64_t i = 0; i < upcoming.count; ++i) all_tiles_ += upcoming.weights[i].tiles;
     enter_weight();
   }
 
@@ -85,13 +82,18 @@ class AskAhead {
   /// Finds the next weight of which a tile is ours.
   void enter_weight() {
     for (; weight_ < upcoming_.count; ++weight_) {
-      const int64_t tiles = upcoming_.weights[weight_].tiles;
-      tiles_ = {std::clamp<int64_t>(mine_.begin - first_, 0, tiles), std::clamp<int64_t>(mine_.end - first_, 0, tiles)};
-      first_ += tiles;
+      tiles_ = own_tiles(upcoming_.weights[weight_].tiles);
+      first_ += upcoming_.weights[weight_].tiles;
       stream_ = (tiles_.end - tiles_.begin + kStreams - 1) / kStreams;
       step_ = 0;
       if (stream_ > 0) return;
     }
+  }
+
+  Range own_tiles(int64_t tiles) const {
+    if (upcoming_.is_gated) return share(tiles, part_, parts_);
+    const Range mine = share(all_tiles_, part_, parts_);
+    return {std::clamp<int64_t>(mine.begin - first_, 0, tiles), std::clamp<int64_t>(mine.end - first_, 0, tiles)};
   }
 
   /// One line of each stream of the first region; of a smaller region whenever one more of its lines is needed.
@@ -108,7 +110,8 @@ class AskAhead {
   }
 
   Upcoming upcoming_;        // A copy: the job that it came with ends before we do.
-  Range mine_{0, 0};
+  int part_ = 0, parts_ = 1;
+  int64_t all_tiles_ = 0;
   Range tiles_{0, 0};        // Ours of this weight.
   int64_t common_ = 0;       // Bytes of what all read that were asked for.
   int64_t first_ = 0;        // Tiles of the weights so far.

@@ -46,19 +46,19 @@ int64_t Matrix::bytes() const {
 }
 
 Upcoming::Weight upcoming_weight(const Matrix& matrix) {
-  const auto region = [&](const void* data) {
-    return Upcoming::Region{static_cast<const char*>(data), 0};
+  const int64_t values = kTile * (is_packed(matrix.format) ? matrix.padded : matrix.depth);
+  if (values == 0) return {};
+  const auto region = [](const void* data, int64_t bytes) {
+    return Upcoming::Region{static_cast<const char*>(data), bytes};
   };
-  Upcoming::Weight weight{{region(matrix.data), region(matrix.scales), region(matrix.offsets)}, 1, matrix.tiles()};
   if (!is_packed(matrix.format)) {
-    weight.regions[0].tile_bytes = kTile * matrix.depth * (matrix.format == Format::kFloat32 ? 4 : 2);
-    return weight;
+    return {{region(matrix.data, values * (matrix.format == Format::kFloat32 ? 4 : 2))}, 1, matrix.tiles()};
   }
-  weight.regions[0].tile_bytes = kTile * matrix.padded / (matrix.format == Format::kInt4 ? 2 : 1);
-  weight.regions[1].tile_bytes = kTile * matrix.padded / matrix.block * (is_float8(matrix.format) ? 4 : 2);
-  weight.regions[2].tile_bytes = weight.regions[1].tile_bytes;
-  weight.regions_count = matrix.offsets ? 3 : 2;
-  return weight;
+  const int64_t scales = values / matrix.block * (is_float8(matrix.format) ? 4 : 2);
+  return {{region(matrix.data, matrix.format == Format::kInt4 ? values / 2 : values), region(matrix.scales, scales),
+           region(matrix.offsets, scales)},
+          matrix.offsets ? 3 : 2,
+          matrix.tiles()};
 }
 
 void multiply(const Matrix& matrix, const Input& input, const Block& block, float* y, int64_t ldy) {

@@ -213,3 +213,22 @@ def test_a_mistake_leaves_the_session_usable(kernels: Any) -> None:
         session.run(None, {"x": x, "at": np.full((1, 1, 1), 7, np.int64)})
     (found,) = session.run(None, {"x": x, "at": np.ones((1, 1, 1), np.int64)})
     near(found, x[:, 1:].astype(np.float64) @ weight.T)
+
+
+@pytest.mark.parametrize(("depth", "width"), [(0, 40), (40, 0), (0, 0), (8, 16), (600, 700)])
+def test_weights_of_any_size_are_asked_for_ahead(kernels: Any, depth: int, width: int) -> None:
+    """Steps with enough work for all threads, whose next weights are empty, small or larger than what is asked for."""
+    x, up, weight, out = draw(1, 2, 300), draw(400 + depth, 300), draw(width, depth), draw(400, 400)
+    kinds = [fused(400, depth), fused(width), fused(400)]
+    steps: list[Step] = [
+        (0, [0, NONE, NONE, NONE, 1], [6, 7]),
+        (2, [6, NONE, NONE, NONE, 3], [4]),
+        (1, [7, NONE, NONE, NONE, 2], [5]),
+    ]
+    for _ in range(3):
+        first, second = kernels.run(
+            "Chain", [x, up, weight, out], [FLOAT, FLOAT], None, (1, 2, 3), **layout(kinds, steps)
+        )
+        hidden = x.astype(np.float64) @ up.T
+        near(first, hidden[..., :400] @ out.T)
+        near(second, hidden[..., 400:] @ weight.T)
