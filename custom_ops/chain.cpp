@@ -4,8 +4,8 @@
 //   inputs, any number and type -> outputs, any number and type
 //
 // `kinds` names the op of each kind of step, and the attributes of kind k are called `k.<name>`; `steps` holds for each
-// step its kind, and count and numbers of the values it reads and makes (chain/steps.h). A kernel's result is that of the
-// same nodes one by one. What is saved is what onnxruntime does between two nodes: where weights stream through the
+// step its kind, and count and numbers of the values it reads and makes (chain/steps.h). The results are those
+// of the same nodes one by one. What is saved is what onnxruntime does between two nodes: where weights stream through the
 // caches its own code is gone from them, and it takes several times the microsecond that it takes alone.
 #include "chain/steps.h"
 #include "common/ort_op.h"
@@ -128,7 +128,7 @@ class Chain {
   bool is_decode(const Memory& memory) const {
     constexpr int64_t kFewRows = 8;
     const Shape& shape = memory.values[first_made_].shape;
-    return shape.size() <= kFewRows * shape.last();
+    return shape.rank > 0 && shape.size() <= kFewRows * shape.last();
   }
 
   const chain::Steps chain_;

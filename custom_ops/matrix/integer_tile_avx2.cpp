@@ -13,7 +13,7 @@ namespace {
 
 constexpr int kMaxRows = 4;
 constexpr int kHalves = 2;  ///< A tile is two vectors of 8 weight rows.
-/// How far ahead codes are asked for, see tiles_avx2.h.
+/// Bytes of codes ahead at which they are asked for: across a page, where the processor's own prefetcher stops.
 constexpr int64_t kAhead = 4096;
 
 /// Four codes of a row, in every lane.

@@ -17,7 +17,8 @@
 namespace poptransformer {
 namespace {
 
-/// How far ahead codes are asked for, see tiles_avx2.h.
+/// Bytes of codes ahead at which they are asked for (measured). What lies beyond a share is asked for in vain, and its
+/// beginning by threads that have nothing else to do (thread_crew.h).
 constexpr int64_t kAhead = 1024;
 
 /// Four codes of a row, in every lane.
