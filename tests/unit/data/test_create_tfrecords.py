@@ -193,7 +193,10 @@ def test_an_interrupted_run_leaves_nothing(texts: Path, number: int, code: int) 
     paths = {"metadata_files": "metadata.txt", "vocab_file": "vocab.txt", "output_dir": "out"}
     flags = [f"--{name}={texts / path}" for name, path in paths.items()]
     flags += [f"--input_files_prefix={texts}", "--single_sentence_per_line", "--dupe_factor=1000000", "--num_workers=1"]
+    # A shell that runs tests in the background has them, and what they start, ignore SIGINT.
+    before = signal.signal(number, signal.SIG_DFL)
     running = subprocess.Popen([sys.executable, str(script), *flags], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    signal.signal(number, before)
     deadline = time.monotonic() + 200
     while not list((texts / "out").glob(".examples.*/*")) and time.monotonic() < deadline:
         time.sleep(0.05)
