@@ -41,6 +41,18 @@ def test_resizing_while_kernels_run(kernels, linear):
             future.result()
 
 
+@pytest.mark.parametrize("count", [3, 8, 31, 33, 70])
+@pytest.mark.parametrize("rows", [1, 700])
+def test_more_threads_than_cores_and_than_a_job_has_pieces(kernels, count, rows):
+    """With 700 rows a job has four parts for each thread: 280 for 70, of which several are taken at once."""
+    random = np.random.default_rng(count)
+    x, weight = random.standard_normal((rows, 300), np.float32), random.standard_normal((900, 300), np.float32)
+    kernels.threads(count)
+    for _ in range(3):
+        (found,) = kernels.run("Linear", [x, weight])
+        np.testing.assert_allclose(found, x @ weight.T, rtol=1e-4, atol=1e-3)
+
+
 def test_sleeping_threads_wake_up(kernels, linear):
     for pause in (0, 1e-4, 2e-3, 0.02):  # the pool spins for 3e-4 s
         for _ in range(5):
