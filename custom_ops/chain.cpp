@@ -26,13 +26,13 @@ struct Value {
 
 /// What one call works with: the inputs that are not constant, the values behind them, and the memory of those that only
 /// steps see.
-struct Memory {
+struct WorkMemory {
   std::vector<Tensor> inputs;
   std::vector<Value> values;
   std::vector<ScratchBuffer> slots;
 
-  static Memory& of_this_thread() {
-    thread_local Memory memory;
+  static WorkMemory& of_this_thread() {
+    thread_local WorkMemory memory;
     return memory;
   }
 
@@ -46,7 +46,7 @@ struct Memory {
 /// Tidies up when a call ends, however it ends.
 class AtTheEnd {
  public:
-  AtTheEnd(Memory& memory, const chain::Steps& chain) : memory_(memory), chain_(chain) {}
+  AtTheEnd(WorkMemory& memory, const chain::Steps& chain) : memory_(memory), chain_(chain) {}
   ~AtTheEnd() {
     ThreadPool::set_upcoming(nullptr);
     for (const size_t index : chain_.changing) memory_.inputs[index].present = false;
@@ -56,14 +56,14 @@ class AtTheEnd {
   }
 
  private:
-  Memory& memory_;
+  WorkMemory& memory_;
   const chain::Steps& chain_;
 };
 
 /// Inputs and outputs of one step.
 class StepArguments final : public Arguments {
  public:
-  StepArguments(const chain::Steps& chain, const chain::Step& step, Arguments& node, Memory& memory)
+  StepArguments(const chain::Steps& chain, const chain::Step& step, Arguments& node, WorkMemory& memory)
       : chain_(chain), step_(step), node_(node), memory_(memory) {}
 
   bool read(size_t index, ElementType declared, Tensor* tensor) const override {
@@ -99,7 +99,7 @@ class StepArguments final : public Arguments {
   const chain::Steps& chain_;
   const chain::Step& step_;
   Arguments& node_;
-  Memory& memory_;
+  WorkMemory& memory_;
 };
 
 class Chain {
@@ -109,7 +109,7 @@ class Chain {
   explicit Chain(const Attributes& attributes) : chain_(attributes), first_made_(chain_.first_made()) {}
 
   void compute(Call& call) const {
-    Memory& memory = Memory::of_this_thread();
+    WorkMemory& memory = WorkMemory::of_this_thread();
     const AtTheEnd at_the_end(memory, chain_);
     memory.make_room(chain_);
     // All at once: onnxruntime's code for it comes from memory once, and several steps read the same ones.
@@ -125,7 +125,7 @@ class Chain {
 
  private:
   /// Whether the steps have so few rows that they wait for their weights; what the first step made tells.
-  bool is_decode(const Memory& memory) const {
+  bool is_decode(const WorkMemory& memory) const {
     constexpr int64_t kFewRows = 8;
     const Shape& shape = memory.values[first_made_].shape;
     return shape.rank > 0 && shape.size() <= kFewRows * shape.last();

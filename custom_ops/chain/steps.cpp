@@ -2,7 +2,6 @@
 #include "steps.h"
 
 #include <algorithm>
-#include <sstream>
 #include <string>
 #include <utility>
 
@@ -18,6 +17,9 @@ class Reader {
   explicit Reader(const Attributes& attributes) : attributes_(attributes), numbers_(attributes.get_ints("steps")) {}
 
   bool at_end() const { return place_ == numbers_.size(); }
+
+  /// Of all numbers.
+  size_t count() const { return numbers_.size(); }
 
   /// @throws Error unless there is another number, from `least` on and below `end`.
   int64_t next(int64_t least, int64_t end) {
@@ -40,21 +42,15 @@ class Reader {
   size_t place_ = 0;
 };
 
-std::vector<std::string> words(const std::string& text) {
-  std::istringstream stream(text);
-  std::vector<std::string> found;
-  for (std::string word; stream >> word;) found.push_back(word);
-  return found;
-}
-
 }  // namespace
 
 Steps::Steps(const Attributes& attributes) : inputs(attributes.input_count()), outputs(attributes.output_count()) {
-  const std::vector<std::string> kinds = words(attributes.get_string("kinds"));
+  const std::vector<std::string> kinds = attributes.get_words("kinds");
   // Every step makes a value or more, each of which takes a number of `steps`: so many there are at most.
-  const int64_t end = static_cast<int64_t>(inputs + outputs + attributes.get_ints("steps").size());
+  Reader reader(attributes);
+  const int64_t end = static_cast<int64_t>(inputs + outputs + reader.count());
   types.resize(outputs, kAnyType);
-  for (Reader reader(attributes); !reader.at_end();) {
+  while (!reader.at_end()) {
     const int64_t kind = reader.next(0, static_cast<int64_t>(kinds.size()));
     Step step;
     step.inputs = reader.values(end);
@@ -146,7 +142,7 @@ size_t Steps::first_made() const {
 void Steps::look_ahead() {
   for (size_t i = 0; i < steps.size(); ++i) {
     steps[i].next = &steps[(i + 1) % steps.size()];
-    steps[i].next_kernel = steps[i].next->kernel.get();
+    steps[i].next_kernel = steps[i].next->kernel->memory();
   }
   Upcoming next;
   for (int round = 0; round < 2; ++round) {  // The second one for the steps behind the last with weights.

@@ -25,12 +25,12 @@ struct Step {
   std::vector<int64_t> inputs, outputs;  ///< Numbers of values; kNoValue for one that is left out, or that nobody wants.
   Upcoming upcoming;  ///< The next weights that a step after this one reads; after the last the first step is next.
   const Step* next = nullptr;           ///< The step after this one, or the first.
-  const AnyKernel* next_kernel = nullptr;
+  Memory next_kernel;                   ///< Kept here: to ask the kernel where it lies would be to wait for it.
 
   /// Weights have streamed through the caches since the next step was last run: has it come from memory meanwhile.
   void prefetch_next() const {
     prefetch(next, sizeof *next);
-    next_kernel->prefetch_itself();
+    prefetch(next_kernel.address, next_kernel.bytes);
   }
 };
 

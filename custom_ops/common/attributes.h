@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -57,6 +58,15 @@ class Attributes {
     require(g_ort->KernelInfoGetAttribute_string(info_, key.c_str(), value.data(), &size), name, "string");
     value.resize(size > 0 ? size - 1 : 0);
     return value;
+  }
+
+  /// The words of a string.
+  /// @throws Error if the attribute is missing.
+  std::vector<std::string> get_words(const char* name) const {
+    std::istringstream stream(get_string(name));
+    std::vector<std::string> found;
+    for (std::string word; stream >> word;) found.push_back(word);
+    return found;
   }
 
   /// @throws Error if the attribute is missing.

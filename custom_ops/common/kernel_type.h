@@ -2,6 +2,7 @@
 // Kernels by the names of their ops, for those who run them without onnxruntime (chain.cpp).
 #pragma once
 
+#include <cstddef>
 #include <memory>
 #include <string>
 #include <vector>
@@ -12,13 +13,18 @@
 
 namespace poptransformer {
 
+/// Where an object lies.
+struct Memory {
+  const void* address = nullptr;
+  size_t bytes = 0;
+};
+
 /// A kernel whose class only its maker knows.
 class AnyKernel {
  public:
   virtual ~AnyKernel() = default;
   virtual void compute(Call& call) const = 0;
-  /// Has what it is itself come from memory.
-  virtual void prefetch_itself() const = 0;
+  virtual Memory memory() const = 0;
   /// The weights that it reads, where it knows them.
   virtual Upcoming upcoming() const = 0;
 };
@@ -44,7 +50,7 @@ struct KernelType {
      public:
       explicit Held(const Attributes& attributes) : kernel_(attributes) {}
       void compute(Call& call) const override { kernel_.compute(call); }
-      void prefetch_itself() const override { prefetch(this, sizeof *this); }
+      Memory memory() const override { return {this, sizeof *this}; }
       Upcoming upcoming() const override { return upcoming_of(kernel_, 0); }
 
      private:

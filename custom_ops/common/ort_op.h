@@ -25,6 +25,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <exception>
+#include <memory>
 #include <new>
 #include <vector>
 
@@ -79,7 +80,7 @@ class Op : public OrtCustomOp {
  private:
   struct Instance {
     const OpSpec& spec;
-    Kernel kernel;
+    std::unique_ptr<const AnyKernel> kernel;
   };
 
   static const OpSpec& self(const OrtCustomOp* op) { return static_cast<const Op*>(op)->spec_; }
@@ -126,7 +127,7 @@ class Op : public OrtCustomOp {
     CreateKernelV2 = [](const OrtCustomOp* op, const OrtApi*, const OrtKernelInfo* info, void** kernel) {
       return guarded([&] {
         const OpSpec& spec = self(op);
-        *kernel = new Instance{spec, Kernel(Attributes(spec, info))};
+        *kernel = new Instance{spec, static_cast<const Op*>(op)->kind_.make(Attributes(spec, info))};
       });
     };
     KernelComputeV2 = [](void* kernel, OrtKernelContext* context) {
@@ -134,7 +135,7 @@ class Op : public OrtCustomOp {
         const Instance* instance = static_cast<const Instance*>(kernel);
         NodeArguments arguments(context);
         Call call(instance->spec, arguments);
-        instance->kernel.compute(call);
+        instance->kernel->compute(call);
       });
     };
     KernelDestroy = [](void* kernel) { delete static_cast<Instance*>(kernel); };

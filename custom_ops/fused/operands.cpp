@@ -2,7 +2,6 @@
 #include "operands.h"
 
 #include <numeric>
-#include <sstream>
 
 #include "../matrix/packed.h"
 
@@ -10,13 +9,6 @@ namespace poptransformer {
 namespace {
 
 constexpr char kFloatFormat[] = "float";
-
-std::vector<std::string> words(const std::string& text) {
-  std::istringstream stream(text);
-  std::vector<std::string> found;
-  for (std::string word; stream >> word;) found.push_back(word);
-  return found;
-}
 
 Matrix float_matrix(const Tensor& weight, int64_t columns) {
   weight.expect_type({kFloat32, kFloat16, kBFloat16});
@@ -73,7 +65,7 @@ FusedLayout::FusedLayout(const Attributes& attributes)
     : epsilon(attributes.get_float("epsilon")),
       columns(attributes.get_ints("columns")),
       splits(attributes.get_ints("splits")),
-      formats(words(attributes.get_string("formats"))) {
+      formats(attributes.get_words("formats")) {
   const std::string norm_name = attributes.get_string("norm");
   if (!parse_norm(norm_name, &norm)) attributes.reject("norm", "none, rms or layer", norm_name);
   check(attributes);

@@ -8,7 +8,7 @@ caches and take the place of its code. A decoder has five nodes a layer.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence, Set
 
 import onnx_ir as ir
 
@@ -101,9 +101,10 @@ def _is_link(node: ir.Node) -> bool:
 
 
 def _replace(model: ir.Model, graph: ir.Graph, nodes: Sequence[ir.Node], names: set[str]) -> None:
-    made = [value for node in nodes for value in node.outputs]
-    inputs = list(dict.fromkeys(v for node in nodes for v in node.inputs if v is not None and v not in set(made)))
-    outputs = [value for value in made if not _is_inside(value, nodes)]
+    made = {value: None for node in nodes for value in node.outputs}
+    links = set(nodes)
+    inputs = list(dict.fromkeys(v for node in nodes for v in node.inputs if v is not None and v not in made))
+    outputs = [value for value in made if not _is_inside(value, links)]
     numbers = {value: number for number, value in enumerate((*inputs, *outputs))}
     numbers |= {value: len(numbers) + n for n, value in enumerate(v for v in made if v not in numbers)}
     kinds, attributes = _kinds(nodes)
@@ -131,7 +132,7 @@ def _replace(model: ir.Model, graph: ir.Graph, nodes: Sequence[ir.Node], names: 
     graph.remove(nodes, safe=True)
 
 
-def _is_inside(value: ir.Value, nodes: Iterable[ir.Node]) -> bool:
+def _is_inside(value: ir.Value, nodes: Set[ir.Node]) -> bool:
     """Whether only the nodes read the value. One that nobody reads is outside: its kernel writes it all the same."""
     users = [use.node for use in value.uses()]
     return bool(users) and not value.is_graph_output() and all(user in nodes for user in users)
