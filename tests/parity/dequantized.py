@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 import poptransformer
 from poptransformer.engine import Engine
+from poptransformer.program import Program
 from poptransformer.quantization import FORMATS, PackedWeight
 from poptransformer.quantization_report import QuantizationReport
 from poptransformer.runtime import SessionSettings
@@ -102,6 +104,26 @@ def roundings(graph: ir.Graph) -> dict[str, tuple[str, str]]:
             layer = str(node.name).rpartition("/")[0].replace("/", ".")
             found[layer] = tuple(source.attributes[name].as_string() for name in ("format", "scaling"))
     return found
+
+
+def put_together(shares: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    """The whole weight; a bias that one replica adds for all is the first one's."""
+    divided = [axis for axis, size in enumerate(shape) if shares[0].shape[axis] != size]
+    return np.concatenate(shares, divided[0]) if divided else shares[0]
+
+
+def with_weights_of(model: torch.nn.Module, plain: Program) -> torch.nn.Module:
+    """A copy of the module with the weights of all replicas of a program, and its rounding of inputs, if any."""
+    other = copy.deepcopy(model)
+    shares = [weights_of(part.graph, plain.report) for part in (plain.model, *plain.peers)]
+    with torch.no_grad():
+        for name, parameter in other.named_parameters():
+            parameter.copy_(torch.from_numpy(put_together([share[name] for share in shares], parameter.shape)))
+    for layer, settings in roundings(plain.model.graph).items():
+        other.get_submodule(layer).register_forward_pre_hook(
+            lambda _, args, settings=settings: (rounded(args[0], *settings),)
+        )
+    return other
 
 
 def dequantized(model: Any, plain: Engine) -> Any:

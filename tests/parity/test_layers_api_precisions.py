@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +20,7 @@ from poptransformer.program_graph import build_program
 from poptransformer.recipe import QuantizationConfig
 from poptransformer.runtime import SessionSettings
 from poptransformer.validation import validate
-from tests.parity.dequantized import rounded, roundings, weights_of
+from tests.parity.dequantized import roundings, with_weights_of
 from tests.parity.layers_api import BIASED, declare, masks
 
 B, L, S, D, N = 4, 6, 5, 256, 4  # every share of 2 or 4 replicas ends where blocks of 32 do
@@ -76,25 +75,10 @@ def result(program: Program) -> np.ndarray:
 
 def expected(model: Any, plain: Program | None) -> np.ndarray:
     """What torch computes, with the weights of a program and its rounding of inputs where there is one."""
-    other = copy.deepcopy(model)
-    if plain is not None:
-        shares = [weights_of(part.graph, plain.report) for part in (plain.model, *plain.peers)]
-        with torch.no_grad():
-            for name, parameter in other.named_parameters():
-                parameter.copy_(torch.from_numpy(put_together([share[name] for share in shares], parameter.shape)))
-        for layer, settings in roundings(plain.model.graph).items():
-            other.get_submodule(layer).register_forward_pre_hook(
-                lambda _, args, settings=settings: (rounded(args[0], *settings),)
-            )
+    other = model if plain is None else with_weights_of(model, plain)
     given = inputs()
     with torch.no_grad():
         return other(given["x"], given["memory"], tgt_mask=given["attn_mask"]).numpy()
-
-
-def put_together(shares: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-    """The whole weight; a bias that one replica adds for all is the first one's."""
-    divided = [axis for axis, size in enumerate(shape) if shares[0].shape[axis] != size]
-    return np.concatenate(shares, divided[0]) if divided else shares[0]
 
 
 @pytest.mark.parametrize("case", CASES)

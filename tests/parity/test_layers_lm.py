@@ -23,9 +23,8 @@ from poptransformer.checkpoint import blank_checkpoint, open_checkpoint
 from poptransformer.engine import Engine
 from poptransformer.errors import ConfigError, PopTransformerError
 from poptransformer.models import LayersLM
-from tests.parity.dequantized import weights_of
+from tests.parity.dequantized import put_together, weights_of
 from tests.parity.layers_api import randomized
-from tests.parity.test_layers_api_precisions import put_together
 from tests.parity.test_models import padded
 
 V, D, N, P, LAYERS = 37, 32, 4, 48, 2

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 from collections.abc import Mapping
@@ -26,9 +25,9 @@ from poptransformer.program import Program
 from poptransformer.program_graph import build_program
 from poptransformer.runtime import SessionSettings
 from poptransformer.validation import validate
-from tests.parity.dequantized import rounded, roundings, weights_of
+from tests.parity.dequantized import roundings, with_weights_of
 from tests.parity.layers_api import BIASED
-from tests.parity.test_layers_api_precisions import CASES, ROUNDED_INPUTS, put_together
+from tests.parity.test_layers_api_precisions import CASES, ROUNDED_INPUTS
 
 N, D, n, k = 4, 128, 40, 32  # every share of 2 or 4 replicas ends where blocks of 32 do
 LENGTHS = (40, 3, 17, 1, 9)
@@ -71,16 +70,7 @@ def result(program: Program) -> np.ndarray:
 
 def expected(style: str, plain: Program | None = None) -> np.ndarray:
     """What torch computes, with the weights of a program and its rounding of inputs where there is one."""
-    other = copy.deepcopy(model(style))
-    if plain is not None:
-        shares = [weights_of(part.graph, plain.report) for part in (plain.model, *plain.peers)]
-        with torch.no_grad():
-            for name, parameter in other.named_parameters():
-                parameter.copy_(torch.from_numpy(put_together([share[name] for share in shares], parameter.shape)))
-        for layer, settings in roundings(plain.model.graph).items():
-            other.get_submodule(layer).register_forward_pre_hook(
-                lambda _, args, settings=settings: (rounded(args[0], *settings),)
-            )
+    other = model(style) if plain is None else with_weights_of(model(style), plain)
     with torch.no_grad():
         return other(x(), lengths=LENGTHS)[0].numpy()
 
